@@ -1,0 +1,3 @@
+"""recbole-robust: shilling attacks, robust recommenders and trustworthy measurement as a RecBole plugin."""
+
+__version__ = "0.1.0"
