@@ -1,3 +1,31 @@
 """recbole-robust: shilling attacks, robust recommenders and trustworthy measurement as a RecBole plugin."""
 
+from recbole_robust import compat
+from recbole_robust.attacks import Average, Bandwagon, CopyProfile, LoveHate, Random, Segment
+from recbole_robust.data import AttackedDataset, Poison, PoisonCard
+from recbole_robust.evaluation import register_metrics
+from recbole_robust.types import AttackerView, Budget, DefenderView, FakeProfiles, Outcome, UserError
+
 __version__ = "0.1.0"
+
+compat.apply()
+register_metrics()
+
+__all__ = [
+    "AttackedDataset",
+    "AttackerView",
+    "Average",
+    "Bandwagon",
+    "Budget",
+    "CopyProfile",
+    "DefenderView",
+    "FakeProfiles",
+    "LoveHate",
+    "Outcome",
+    "Poison",
+    "PoisonCard",
+    "Random",
+    "Segment",
+    "UserError",
+    "__version__",
+]

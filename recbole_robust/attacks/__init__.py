@@ -1,1 +1,18 @@
-"""Attacks."""
+"""The catalogue of attacks, one a file; none imports recbole.
+
+Heuristic attacks, by where the fillers come from:
+
+- uniform over the catalogue: :class:`Random` (rated around the global mean), :class:`Average` (around each item's mean)
+  and :class:`LoveHate` (at the other end of the scale);
+- suggested by the data: :class:`Bandwagon` (popular items), :class:`Segment` (what the users of one taste rate) and
+  :class:`CopyProfile` (what one real user rates).
+"""
+
+from recbole_robust.attacks.average import Average
+from recbole_robust.attacks.bandwagon import Bandwagon
+from recbole_robust.attacks.copy_profile import CopyProfile
+from recbole_robust.attacks.love_hate import LoveHate
+from recbole_robust.attacks.random import Random
+from recbole_robust.attacks.segment import Segment
+
+__all__ = ["Average", "Bandwagon", "CopyProfile", "LoveHate", "Random", "Segment"]

@@ -1,1 +1,8 @@
-"""Model."""
+"""Our RecBole models. One file a model; the name of the class is the name on the command line."""
+
+from recbole_robust.model.damped_mean import DampedMean
+from recbole_robust.model.mf import MF
+from recbole_robust.model.pop import Pop
+from recbole_robust.model.purifyaug_mf import PurifyAugMF
+
+__all__ = ["MF", "DampedMean", "Pop", "PurifyAugMF"]

@@ -1,0 +1,167 @@
+"""The command line: ``run`` (also without a name), ``benchmark`` and ``report``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+USAGE = """\
+usage: recbole-robust [run] --model=<name> --dataset=<name> [--attack=<name>] [--any_key=value ...]
+       recbole-robust benchmark <grid.yaml> [--workers=0] [--only=<text>] [--retry-failed] [--force] [--output_dir=...]
+       recbole-robust report <folder> [--out=<file>]
+
+run        train a model, attack it, measure it beside its baseline; prints a table and the path of result.json
+benchmark  run a grid of such runs, one JSON a cell; goes on where it was
+report     render the cells of a folder as Markdown
+
+  -m, --model        MF, DampedMean, Pop, PurifyAugMF or any RecBole model
+  -d, --dataset      ml-100k (ships with RecBole), ml-1m, or a folder in data_path (dataset/)
+  --attack           Random, Average, Bandwagon, Segment, LoveHate, CopyProfile; none: a clean run
+  --config_files     YAML files, separated by blanks
+  --help, --version
+
+Every key of properties/*.yaml and of RecBole can be given as --key=value; nested ones as --attack_args.shrink=5.
+"""
+
+
+def parse(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Split into words and keys: ``--key=value``, ``--key value``, ``--flag`` (true), ``-m`` and ``-d``.
+
+    Raises:
+        UserError: a key given twice with different values.
+    """
+    from recbole_robust.types import UserError
+
+    words: list[str] = []
+    keys: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        argument = {"-m": "--model", "-d": "--dataset"}.get(argument, argument)
+        if not argument.startswith("--"):
+            words.append(argument)
+            continue
+        key, equals, value = argument[2:].partition("=")
+        if not equals:
+            value = rest.pop(0) if rest and not rest[0].startswith("-") and key not in FLAGS else "true"
+        key = key.replace("-", "_") if key in ("retry-failed", "dry-run", "config-files") else key
+        if keys.get(key, value) != value:
+            raise UserError(f"--{key}: expected one value, got {keys[key]!r} and {value!r}")
+        keys[key] = value
+    return words, keys
+
+
+FLAGS = {"force", "retry-failed", "help", "version", "tune", "dry-run"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line. Exit code 0: done; 2: the user's mistake, one line on stderr; 1: ours."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    from recbole_robust.types import UserError
+
+    try:
+        words, keys = parse(arguments)
+        if "help" in keys or words[:1] == ["help"] or "-h" in words:
+            print(USAGE, end="")
+            return 0
+        if "version" in keys:
+            from recbole_robust import __version__
+
+            print(f"recbole-robust {__version__}")
+            return 0
+        command = words.pop(0) if words else "run"
+        commands = {"run": _run, "benchmark": _benchmark, "report": _report}
+        if command not in commands:
+            raise UserError(f"unknown command {command!r}: expected run, benchmark or report (--help says more)")
+        commands[command](words, keys, arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(words: list[str], keys: dict[str, str], arguments: list[str]) -> None:
+    from recbole_robust.types import UserError
+
+    if words:
+        raise UserError(f"expected --key=value, got {words[0]!r}")
+    if not keys:
+        raise UserError("model: expected --model=<name> --dataset=<name>, got nothing (--help says more)")
+    import shlex
+
+    from recbole_robust.quick_start import run_recbole_robust
+
+    files = (keys.pop("config_files", None) or "").split()
+    command = " ".join(["python run_recbole_robust.py", *(shlex.quote(a) for a in arguments if a != "run")])
+    result = run_recbole_robust(config_file_list=files, command_line=keys, command=command)
+    print(render(result))
+    print(f"result: {result['path']}")
+
+
+def _benchmark(words: list[str], keys: dict[str, str], arguments: list[str]) -> None:
+    from recbole_robust.benchmark import run_grid
+    from recbole_robust.config import parse_value
+    from recbole_robust.types import UserError
+
+    if len(words) != 1:
+        raise UserError(f"benchmark: expected one grid file, got {len(words)}")
+    options: dict[str, Any] = {key: parse_value(value) for key, value in keys.items()}
+    known = {"output_dir", "workers", "force", "only", "retry_failed"}
+    for key in options:
+        if key not in known:
+            raise UserError(f"benchmark: unknown option --{key}; known: {', '.join(sorted(known))}")
+    report = run_grid(words[0], **{"output_dir": "output/benchmark", **options})
+    print(f"report: {report}")
+
+
+def _report(words: list[str], keys: dict[str, str], arguments: list[str]) -> None:
+    from recbole_robust.report import write_report
+    from recbole_robust.types import UserError
+
+    if len(words) != 1 or set(keys) - {"out"}:
+        raise UserError("report: expected a folder (and --out=<file>)")
+    print(f"report: {write_report(words[0], keys.get('out'))}")
+
+
+COLUMNS = ("targethr", "hit", "recall", "ndcg", "tailhit", "itemcoverage")
+
+
+def render(result: dict[str, Any]) -> str:
+    """The table of a run: method and baseline, each clean, attacked and lifted, at the largest K."""
+    from tabulate import tabulate
+
+    rows = [(result["model"], result["clean"], result["attacked"], result["lift"])]
+    if result["baseline"]:
+        other = result["baseline"]
+        rows.append((f"{other['model']} (baseline)", other["clean"], other["attacked"], other["lift"]))
+    some = next(block for row in rows for block in row[1:3] if block)
+    k = max(int(name.split("@")[1]) for name in some if "@" in name)
+    names = [name for c in COLUMNS if (name := f"{c}@{k}") in some]
+    names += [name for name in ("auc", "logloss", "rmse", "targetrank") if name in some]
+    table = []
+    for label, *blocks in rows:
+        for condition, block in zip(("clean", "attacked", "lift"), blocks, strict=True):
+            if block:
+                sign = "+" if condition == "lift" else ""
+                values = [block.get(name) for name in names]
+                table.append([label, condition, *("" if v is None else f"{v:{sign}.{_digits(n)}f}"
+                                                  for n, v in zip(names, values, strict=True))])  # fmt: skip
+                label = ""
+    poison = result["poison"]
+    head = f"{result['dataset']}, protocol {result['protocol']}, seed {result['seed']}, "
+    head += (f"{result['attack']}: {poison['n_fake_users']} fake users x {poison['n_fillers']} fillers, "
+             if poison else "no attack, ")  # fmt: skip
+    head += f"targets {' '.join(result['target_items'])}"
+    return f"{head}\n{tabulate(table, headers=['model', 'data', *names], disable_numparse=True)}"
+
+
+def _digits(name: str) -> int:
+    return 1 if name == "targetrank" else 4
+
+
+if __name__ == "__main__":
+    sys.exit(main())

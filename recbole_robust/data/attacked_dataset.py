@@ -1,0 +1,234 @@
+"""AttackedDataset: any RecBole data set, with fake users in its training split."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import socket
+from urllib.parse import urlparse
+
+import numpy as np
+import pandas as pd
+from recbole.utils.argument_list import dataset_arguments
+
+from recbole_robust.compat import PandasSafeDataset
+from recbole_robust.data.heldout import heldout_split
+from recbole_robust.data.injection import add_fake_users, append_rows, fake_interactions
+from recbole_robust.data.poison import Poison, PoisonCard
+from recbole_robust.data.views import RawLog, rating_grid
+from recbole_robust.types import FakeProfiles, UserError
+
+logger = logging.getLogger(__name__)
+
+# RecBole compares these keys before it takes a saved data set or saved loaders: with the poison among them a cache
+# made under one attack is never taken under another.
+if "poison_hash" not in dataset_arguments:
+    dataset_arguments.append("poison_hash")
+
+DOWNLOAD_TIMEOUT = 5.0  # seconds until a data set that is not there counts as "offline"
+
+
+class AttackedMixin(PandasSafeDataset):
+    """Overrides of RecBole's ``Dataset``: remember the raw ratings, split as told, poison the training split.
+
+    Attributes:
+        raw_log: ratings and times as in the file (RecBole may normalise or drop the columns).
+        rating_range, rating_step: the rating grid, in stars.
+        n_fake_users, n_genuine_rows: of this split. Valid and test splits have no fake rows.
+        card: the poison that was injected, or None.
+        profiles: its fake profiles with 0-based item ids, or None.
+    """
+
+    n_fake_users = 0
+    n_genuine_rows = 0
+    card: PoisonCard | None = None
+    profiles: FakeProfiles | None = None
+    base_cls: type
+
+    def __init__(self, config, poison: Poison | PoisonCard | None = None) -> None:
+        self.poison = poison
+        config["poison_hash"] = poison.fingerprint() if poison is not None else None
+        self._hidden: list[str] = []
+        self._spans: dict[str, tuple[float, float]] = {}
+        super().__init__(config)
+
+    # --- loading --------------------------------------------------------------------------------------------------
+
+    def _get_load_and_unload_col(self, source):
+        """Load ratings and times for the attacker even where the model does not; :meth:`_fill_nan` drops them again."""
+        load_col, unload_col = super()._get_load_and_unload_col(source)
+        if getattr(source, "value", source) != "inter" or not (load_col or unload_col):
+            return load_col, unload_col
+        for name in (self.config["RATING_FIELD"], self.time_field):
+            if load_col and name not in load_col:
+                load_col = load_col | {name}
+                self._hidden.append(name)
+            elif unload_col and name in unload_col:
+                unload_col = unload_col - {name}
+                self._hidden.append(name)
+        return load_col, unload_col
+
+    def _load_feat(self, filepath, source):
+        try:
+            feat = super()._load_feat(filepath, source)
+        except UserError:
+            raise
+        except (ValueError, KeyError, IndexError, UnicodeDecodeError, pd.errors.ParserError) as error:
+            raise UserError(f"{filepath}: not a RecBole atomic file: {' '.join(str(error).split())}") from None
+        if getattr(source, "value", source) == "inter" and feat is not None:
+            for name in (self.uid_field, self.iid_field):
+                if name not in feat:
+                    raise UserError(f"{filepath}: expected a column {name}:token, got {', '.join(feat.columns)}")
+            if feat.empty:
+                raise UserError(f"{filepath}: expected interactions, got none")
+        return feat
+
+    def _load_inter_feat(self, token, dataset_path):
+        names = self.benchmark_filename_list
+        files = [f"{token}.inter"] if names is None else [f"{token}.{name}.inter" for name in names]
+        for name in files:
+            if not os.path.isfile(os.path.join(dataset_path, name)):
+                raise UserError(f"dataset: expected a file {os.path.join(dataset_path, name)}, got none")
+        super()._load_inter_feat(token, dataset_path)
+
+    def _download(self):
+        """RecBole's download, with one clear line where the data set is unknown or the machine is offline."""
+        where = f"put {self.dataset_name}.inter into {self.dataset_path} (dataset/README.md says how)"
+        try:
+            url = self._get_download_url("url")
+        except ValueError:
+            raise UserError(f"dataset: {self.dataset_name!r} is neither in {self.dataset_path} nor one that RecBole "
+                            f"can download; {where}") from None  # fmt: skip
+        try:
+            address = urlparse(url)
+            socket.create_connection((address.hostname, address.port or 443), timeout=DOWNLOAD_TIMEOUT).close()
+        except OSError:
+            raise UserError(f"dataset: {self.dataset_name!r} is not in {self.dataset_path} and {address.hostname} "
+                            f"cannot be reached; {where}") from None  # fmt: skip
+        super()._download()
+
+    def _filter_by_inter_num(self):
+        super()._filter_by_inter_num()
+        if len(self.inter_feat) == 0:
+            raise UserError(f"dataset: expected interactions after the filters, got none of {self.dataset_name}'s")
+
+    # --- ratings --------------------------------------------------------------------------------------------------
+
+    def _fill_nan(self):
+        """Keep the raw ratings (before RecBole fills gaps by the mean), then drop what only the attacker needed."""
+        rating, feat = self.config["RATING_FIELD"], self.inter_feat
+        columns = {name: feat[name].to_numpy() if name in feat else None for name in (rating, self.time_field)}
+        users, items = feat[self.uid_field].to_numpy(), feat[self.iid_field].to_numpy()
+        self.raw_log = RawLog.of(users, items, self.item_num, columns[rating], columns[self.time_field])
+        (low, high), step = rating_grid(self.raw_log.ratings)
+        given = self.config["rating_range"]
+        self.rating_range = (float(given[0]), float(given[1])) if given and columns[rating] is not None else (low, high)
+        self.rating_step = float(self.config["rating_step"] or step)
+        self._check_ratings()
+        super()._fill_nan()
+        for name in self._hidden:
+            if name in self.inter_feat and name not in (self.config["threshold"] or {}):
+                self._del_col(self.inter_feat, name)
+        self._hidden = []
+
+    def _check_ratings(self) -> None:
+        """Ratings must be there, finite and in range where somebody needs them: an explicit model or an attack."""
+        explicit = getattr(self.config, "is_explicit", False)
+        name, ratings = f"{self.dataset_name}: {self.config['RATING_FIELD']}", self.raw_log.ratings
+        if ratings is None:
+            if explicit:
+                raise UserError(f"{name}: {self.config['model']} learns ratings, expected a column "
+                                f"{self.config['RATING_FIELD']}:float in the .inter file, got none")  # fmt: skip
+        elif explicit or self.poison is not None:
+            low, high = self.config["rating_range"] or (-np.inf, np.inf)
+            bad = np.flatnonzero(~(np.isfinite(ratings) & (ratings >= low) & (ratings <= high)))
+            if len(bad):
+                user, item = divmod(int(self.raw_log.keys[bad[0]]), self.item_num)
+                expected = "finite numbers" if np.isinf(low) else f"ratings in [{low}, {high}] (rating_range)"
+                raise UserError(f"{name}: expected {expected}, got {ratings[bad[0]]} in {len(bad)} rows (first: user "
+                                f"{self.id2token(self.uid_field, user)}, item {self.id2token(self.iid_field, item)})")  # fmt: skip
+
+    def _normalize(self):
+        """Remember the span of what RecBole normalises, so that fake ratings can be mapped the same way."""
+        spans = {}
+        for name in self.inter_feat:
+            if pd.api.types.is_float_dtype(self.inter_feat[name]):
+                spans[name] = (float(self.inter_feat[name].min()), float(self.inter_feat[name].max()))
+        super()._normalize()
+        if self.config["normalize_all"]:
+            self._spans = spans
+        elif self.config["normalize_field"]:
+            self._spans = {name: spans[name] for name in self.config["normalize_field"] if name in spans}
+
+    def as_normalised(self, name: str, values) -> np.ndarray:
+        """Raw values of a column as RecBole's normalisation maps them (itself where it is not normalised)."""
+        if name not in self._spans:
+            return np.asarray(values, dtype=np.float64)
+        low, high = self._spans[name]
+        return np.ones(len(values)) if low == high else (np.asarray(values) - low) / (high - low)
+
+    def survives_filters(self, raw: dict) -> np.ndarray:
+        """Which fake rows the victim's ``val_interval`` keeps. Shape: ``(n_rows,)``, bool."""
+        n_rows = max(len(v) for v in raw.values() if v is not None)
+        keep = np.ones(n_rows, dtype=bool)
+        for name, interval in (self.config["val_interval"] or {}).items():
+            if raw.get(name) is not None:
+                keep &= self._within_intervals(np.asarray(raw[name]), self._parse_intervals_str(interval))
+        return keep
+
+    def raw_columns(self) -> list[str]:
+        """The columns of a training row before sequence augmentation adds its lists."""
+        suffix, length = self.config["LIST_SUFFIX"], self.config["ITEM_LIST_LENGTH_FIELD"]
+        if not hasattr(self, "data_augmentation"):
+            return self.inter_feat.columns
+        names = self.inter_feat.columns
+        return [n for n in names if n != length and not (n.endswith(suffix) and n[: -len(suffix)] in names)]
+
+    # --- splitting and poisoning ----------------------------------------------------------------------------------
+
+    def leave_one_out(self, group_by, leave_one_mode):
+        if self.config["heldout_file"]:
+            return heldout_split(self, self.config["heldout_file"], keep_valid=leave_one_mode == "valid_and_test")
+        return super().leave_one_out(group_by, leave_one_mode)
+
+    def build(self):
+        """RecBole's split; then the poison is planned on the training split, or replayed, and appended to it."""
+        self._check_ratings()
+        splits = super().build()
+        train = splits[0]
+        train.n_genuine_rows = len(train.inter_feat)
+        if self.poison is not None:
+            self.card = self.poison.plan(train)
+            profiles = self.card.to_ids(train)
+            seed = int(self.card.digest(), 16)
+            add_fake_users(self, splits, profiles.n_users, seed)
+            for part in (self, *splits):
+                part.n_fake_users, part.card = profiles.n_users, self.card
+            train.profiles = profiles
+            append_rows(train, fake_interactions(train, profiles, seed))
+        return splits
+
+    def __reduce__(self):  # the class is made on the fly: tell pickle how to make it again
+        return _restore, (type(self).base_cls,), self.__dict__
+
+
+def _restore(base_cls):
+    attacked = AttackedDataset(base_cls)
+    return attacked.__new__(attacked)
+
+
+@functools.lru_cache(maxsize=None)
+def AttackedDataset(base_cls: type) -> type:  # noqa: N802 - it makes a class
+    """The attacked form of a RecBole data set class: call it with ``(config, poison)``.
+
+    ``poison`` is a :class:`Poison` (attack, targets, budget), a :class:`PoisonCard` to replay, or None for the clean
+    data. Valid and test rows, item ids and the genuine prefix of the training rows are those of the clean run.
+
+    Example::
+
+        poison = Poison(Average(), target_items=["1019"], attack_size=0.03, n_fillers=20)
+        dataset = AttackedDataset(Dataset)(config, poison)
+        train_data, valid_data, test_data = data_preparation(config, dataset)
+    """
+    return type(f"Attacked{base_cls.__name__}", (AttackedMixin, base_cls), {"base_cls": base_cls})

@@ -1,0 +1,39 @@
+"""Fractions become counts here, and nowhere else."""
+
+from __future__ import annotations
+
+from recbole_robust.types import AttackerView, Budget, TargetMode, UserError
+
+
+def make_budget(
+    view: AttackerView,
+    n_targets: int,
+    *,
+    attack_size: float | None = 0.03,
+    n_fake_users: int | None = None,
+    filler_size: float | None = None,
+    n_fillers: int | None = None,
+    target_mode: TargetMode = "all",
+) -> Budget:
+    """The budget in counts. A count wins over its fraction; with neither, a profile has the data's mean length.
+
+    Args:
+        attack_size: fake users as a fraction of the genuine ones, rounded down (APT: 3 % of 943 is 28), at least 1.
+        filler_size: filler items of a profile as a fraction of the items, rounded down.
+
+    Raises:
+        UserError: no size given, or fillers and targets together are more than there are items.
+    """
+    if n_fake_users is None:
+        if attack_size is None:
+            raise UserError("attack_size: expected a fraction of the users (or n_fake_users, a count), got neither")
+        n_fake_users = max(1, int(attack_size * view.n_users))
+    if n_fillers is None:
+        n_fillers = int(filler_size * view.n_items) if filler_size is not None else view.ratings.nnz // view.n_users
+    longest = n_targets if target_mode == "all" else -(-n_targets // min(n_fake_users, n_targets))
+    if n_fillers + longest > view.n_items:
+        raise UserError(
+            f"n_fillers: expected at most {view.n_items - longest} ({view.n_items} items less {longest} targets a "
+            f"profile), got {n_fillers}"
+        )
+    return Budget(n_fake_users=n_fake_users, n_fillers=n_fillers, target_mode=target_mode)

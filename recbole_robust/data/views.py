@@ -1,0 +1,97 @@
+"""What the attacker and the defender see of a training split, and the raw ratings behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from recbole_robust.types import AttackerView, DefenderView, FloatArray, IntArray, InteractionLog, Knowledge
+
+
+@dataclass(frozen=True)
+class RawLog:
+    """Ratings and times as they stand in the file, before RecBole normalises, binarises or drops them.
+
+    Of repeated (user, item) pairs the last one counts: the latest where there are timestamps, else the last line.
+
+    Shape: every array is ``(n_pairs,)``; ``keys`` is ``user * n_items + item`` in RecBole ids, sorted, unique.
+    """
+
+    keys: IntArray
+    n_items: int
+    ratings: FloatArray | None
+    timestamps: FloatArray | None
+
+    @classmethod
+    def of(cls, users: IntArray, items: IntArray, n_items: int, ratings, timestamps) -> RawLog:
+        keys = users.astype(np.int64) * n_items + items
+        order = np.arange(len(keys)) if timestamps is None else np.argsort(timestamps, kind="stable")
+        unique, last = np.unique(keys[order][::-1], return_index=True)
+        last = order[::-1][last]
+        return cls(
+            unique,
+            n_items,
+            None if ratings is None else np.asarray(ratings, dtype=np.float64)[last],
+            None if timestamps is None else np.asarray(timestamps, dtype=np.float64)[last],
+        )
+
+    def find(self, users: IntArray, items: IntArray) -> IntArray:
+        """Positions of the pairs (RecBole ids), which must all be there. Shape: as ``users``."""
+        return np.searchsorted(self.keys, users.astype(np.int64) * self.n_items + items)
+
+
+def rating_grid(ratings: FloatArray | None) -> tuple[tuple[float, float], float]:
+    """The range and the step of the ratings, as found: half stars give 0.5, continuous values 0."""
+    if ratings is None or len(ratings) == 0:
+        return (1.0, 1.0), 0.0
+    values = np.unique(ratings)
+    step = float(np.diff(values).min()) if 1 < len(values) <= 100 else 0.0
+    return (float(values[0]), float(values[-1])), step
+
+
+def _genuine_pairs(train) -> tuple[IntArray, IntArray]:
+    """The distinct (user, item) pairs of a split, in RecBole ids. Shape: two of ``(n_pairs,)``."""
+    matrix = train.inter_matrix(form="csr")  # RecBole's: sequential data give back each user's first item too
+    matrix.sum_duplicates()
+    rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    genuine = rows < train.user_num - train.n_fake_users
+    return rows[genuine].astype(np.int64), matrix.indices[genuine].astype(np.int64)
+
+
+def attacker_view(train, knowledge: Knowledge = "white-box") -> AttackerView:
+    """The genuine rows of a training split of an ``AttackedDataset``, with 0-based ids and raw ratings."""
+    users, items = _genuine_pairs(train)
+    raw: RawLog = train.raw_log
+    where = raw.find(users, items)
+    ratings = np.ones(len(users)) if raw.ratings is None else raw.ratings[where]
+    shape = (train.user_num - train.n_fake_users - 1, train.item_num - 1)
+    log = None
+    if raw.timestamps is not None:
+        times = raw.timestamps[where]
+        order = np.argsort(times, kind="stable")
+        log = InteractionLog(users[order] - 1, items[order] - 1, ratings[order], times[order])
+    low, high = train.rating_range
+    return AttackerView(
+        csr_matrix((ratings, (users - 1, items - 1)), shape=shape), low, high, train.rating_step, knowledge, log
+    )
+
+
+def defender_view(train) -> DefenderView:
+    """All rows of a (poisoned) training split, genuine or not, with 0-based ids and ratings in stars."""
+    matrix = train.inter_matrix(form="csr")
+    matrix.sum_duplicates()
+    users = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)).astype(np.int64)
+    items = matrix.indices.astype(np.int64)
+    ratings = np.ones(len(users))
+    first_fake = train.user_num - train.n_fake_users
+    genuine = users < first_fake
+    if train.raw_log.ratings is not None:
+        ratings[genuine] = train.raw_log.ratings[train.raw_log.find(users[genuine], items[genuine])]
+    if train.n_fake_users:
+        fake = train.profiles.to_csr(train.item_num - 1)
+        ratings[~genuine] = np.asarray(fake[users[~genuine] - first_fake, items[~genuine] - 1]).ravel()
+    low, high = train.rating_range
+    shape = (train.user_num - 1, train.item_num - 1)
+    return DefenderView(csr_matrix((ratings, (users - 1, items - 1)), shape=shape), low, high, train.rating_step)

@@ -1,0 +1,150 @@
+"""Our metrics in RecBole's evaluator: ``metrics: [Recall, NDCG, TargetHR]`` and ``valid_metric: TargetHR@10``.
+
+The registration is in place (RecBole's other modules hold references to the same dicts) and may run twice.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from recbole.evaluator import register
+from recbole.evaluator.base_metric import AbstractMetric
+from recbole.evaluator.collector import Collector
+from recbole.utils import EvaluatorType
+from torch import Tensor
+
+from recbole_robust.evaluation.metrics import mean_over_targets, target_metrics
+from recbole_robust.evaluation.target_pass import TargetPass
+from recbole_robust.types import UserError
+
+
+class _TargetMetric(AbstractMetric):
+    """A metric of the target pass; ``prefixes`` are the keys that it reports."""
+
+    metric_type = EvaluatorType.RANKING
+    metric_need = ("rec.target",)
+    prefixes: tuple[str, ...] = ()
+
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        self.topk = config["topk"]
+        self.denominator = config["target_hr_denominator"] or "eligible"
+
+    def calculate_metric(self, dataobject) -> dict[str, float]:
+        if "rec.target" not in dataobject:
+            raise UserError(
+                f"metric {type(self).__name__}: expected the target pass of recbole_robust's trainer "
+                "(recbole_robust.quick_start, or evaluation.attach_targets(trainer, splits, targets)), got a trainer "
+                "that does not rank target items"
+            )
+        found = dataobject.get("rec.target")
+        means = mean_over_targets(
+            target_metrics(found.ranks, found.scores, found.eligible, self.topk, self.denominator)
+        )
+        return {k: round(v, self.decimal_place) for k, v in means.items() if k.split("@")[0] in self.prefixes}
+
+
+class TargetHR(_TargetMetric):
+    """Share of genuine users with a target item among their first K, as a mean over the targets."""
+
+    prefixes = ("targethr", "targethr_all", "targethr_eligible")
+
+
+class TargetNDCG(_TargetMetric):
+    """Mean of ``1 / log2(rank + 1)`` of a target item among the first K."""
+
+    prefixes = ("targetndcg",)
+
+
+class TargetRank(_TargetMetric):
+    """Mean rank of the target items over the users that have them in no split; smaller is more exposed."""
+
+    prefixes = ("targetrank",)
+
+
+class TailHit(AbstractMetric):
+    """Share of the users with a held-out tail item that get one among their first K.
+
+    The tail is all items but the ``1 - tail_share`` (20 %) most rated of the genuine training rows: a popularity
+    ranking scores 0.
+    """
+
+    metric_type = EvaluatorType.RANKING
+    metric_need = ("rec.tail",)
+
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        self.topk = config["topk"]
+
+    def calculate_metric(self, dataobject) -> dict[str, float]:
+        if "rec.tail" not in dataobject:
+            raise UserError("metric TailHit: expected recbole_robust's collector, got a trainer that has RecBole's")
+        found = dataobject.get("rec.tail")
+        hits, count = found[:, :-1], found[:, -1]
+        hits = hits[count > 0].cumsum(dim=1) > 0
+        means = {f"tailhit@{k}": float(hits[:, k - 1].double().mean()) if len(hits) else np.nan for k in self.topk}
+        return {key: round(value, self.decimal_place) for key, value in means.items()}
+
+
+def register_metrics() -> None:
+    """Make our metrics known to RecBole."""
+    for metric in (TargetHR, TargetNDCG, TargetRank, TailHit):
+        name = metric.__name__.lower()
+        register.metrics_dict[name] = metric
+        register.metric_information[name] = list(metric.metric_need)
+        register.metric_types[name] = metric.metric_type
+
+
+def tail_items(train, tail_share: float = 0.8) -> Tensor:
+    """All items but the most rated ``1 - tail_share``, by genuine training rows. Shape: ``(n_items,)``, bool.
+
+    The padding item is in neither part; among equally rated items the lower id counts as more popular.
+    """
+    pairs = train.inter_matrix(form="coo")
+    genuine = pairs.row < train.user_num - getattr(train, "n_fake_users", 0)
+    counts = np.bincount(pairs.col[genuine], minlength=train.item_num)[1:]
+    n_head = round((1 - tail_share) * len(counts))
+    is_tail = torch.ones(train.item_num, dtype=torch.bool)
+    is_tail[1 + torch.from_numpy(np.argsort(-counts, kind="stable")[:n_head].copy())] = False
+    is_tail[0] = False
+    return is_tail
+
+
+class RobustCollector(Collector):
+    """RecBole's collector, plus what our metrics need."""
+
+    def data_collect(self, train_data) -> None:
+        super().data_collect(train_data)
+        if self.register.need("rec.tail"):
+            self.is_tail = tail_items(train_data._dataset, self.config["tail_share"] or 0.8).to(self.device)
+
+    def eval_batch_collect(self, scores_tensor, interaction, positive_u, positive_i) -> None:
+        super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
+        if self.register.need("rec.tail"):
+            positive = torch.zeros_like(scores_tensor, dtype=torch.int)
+            positive[positive_u, positive_i] = self.is_tail[positive_i].int().to(scores_tensor.device)
+            top = torch.topk(scores_tensor, max(self.topk), dim=-1).indices
+            found = torch.cat([positive.gather(1, top), positive.sum(dim=1, keepdim=True)], dim=1)
+            self.data_struct.update_tensor("rec.tail", found)
+
+
+def attach_targets(trainer, splits, target_items: Tensor) -> None:
+    """Let a :class:`~recbole_robust.trainer.RobustTrainer` rank the targets in every evaluation that reports them.
+
+    Args:
+        splits: train, valid and test split of an ``AttackedDataset``.
+        target_items: RecBole's ids of the targets. Shape: ``(n_targets,)``.
+    """
+    collector = RobustCollector(trainer.config)
+    trainer.eval_collector = collector
+    passes: dict[str, TargetPass] = {}
+
+    def rank_targets(trainer, eval_data) -> None:
+        if not collector.register.need("rec.target"):
+            return
+        phase = "test" if eval_data._dataset is splits[2] else "valid"
+        if phase not in passes:
+            passes[phase] = TargetPass(splits, target_items, phase)
+        collector.data_struct.set("rec.target", passes[phase].run(trainer))
+
+    trainer.before_evaluate.append(rank_targets)

@@ -1,0 +1,259 @@
+"""The grid file and what it expands to: data sets x attacks x methods x target sets x seeds.
+
+The axes are lists of names or of mappings of configuration keys with an optional ``label``::
+
+    name: apt_ml100k
+    datasets: [ml-100k]
+    attacks: [Random, {attack: Average, n_fillers: 105, label: "Average, 105 fillers"}]   # null: clean cells only
+    methods: [{model: MF}, {label: "MF, decay 3e-5", model: MF, weight_decay: 3.0e-5}]
+    target_sets: [apt_0, {label: random, target_choice: random, n_targets: 10}]   # left out: the protocol's targets
+    seeds: {start: 0, count: 10}                                                  # or a list
+    config: {protocol: apt}                                                       # keys of every cell
+    report: {title: "MF under attack", metrics: [targethr@50, hit@50], published: purifyaug_table1}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recbole_robust.properties_path import properties_dir
+from recbole_robust.report import REPORT_OPTIONS, load_published
+from recbole_robust.types import UserError
+
+AXES = ("dataset", "attack", "method", "target_set", "seed")
+RUN_DEFAULTS = {"baseline": "none", "show_progress": False}  # a grid compares methods by its own rows
+_FIELDS = ("name", "datasets", "attacks", "methods", "target_sets", "seeds", "config", "report")
+_MAIN_KEY = {"datasets": "dataset", "attacks": "attack", "methods": "model", "target_sets": "target_items"}
+_OWNED = ("model", "dataset", "attack", "seed")  # set by the axes, so not by ``config``
+_PLACE = ("output_dir", "gpu_id", "show_progress")  # keys that say where or how loudly a cell runs, not what it is
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training (or clean and attacked pair) of a grid.
+
+    Attributes:
+        grid: the grid's name.
+        dataset: label of the data set.
+        attack: label of the attack; None where nothing is attacked.
+        method: label of the method.
+        target_set: label of the target set; ``default`` where the grid names none.
+        seed: the seed.
+        keys: every configuration key that the grid sets for this cell, ``model``, ``dataset`` and ``seed`` included.
+    """
+
+    grid: str
+    dataset: str
+    attack: str | None
+    method: str
+    target_set: str
+    seed: int
+    keys: Mapping[str, Any]
+
+    @property
+    def id(self) -> str:
+        """A readable name with a hash of the keys: equal for equal cells, on every machine and day."""
+        parts = (self.dataset, self.attack or "clean", self.method, self.target_set, f"seed{self.seed}")
+        slug = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", part).strip("_")[:32] for part in parts)
+        keys = {key: value for key, value in self.keys.items() if key not in _PLACE}
+        told = json.dumps([self.labels(), keys], sort_keys=True, default=str)
+        return f"{slug}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
+
+    def labels(self) -> dict[str, Any]:
+        """The key ``cell`` of the result file."""
+        return {"grid": self.grid, **{axis: getattr(self, axis) for axis in AXES}}
+
+    def command(self) -> str:
+        """The command line that makes this one cell."""
+        settings = {**RUN_DEFAULTS, **self.keys}
+        first = {key: settings.pop(key) for key in _OWNED if key in settings}
+        del settings["show_progress"]
+        options = [
+            f"--{key}={_on_command_line(value)}" for key, value in _flat({**settings, "seed": first.pop("seed")})
+        ]
+        return shlex.join(["python", "run_recbole_robust.py", *(f"--{k}={v}" for k, v in first.items()), *options])
+
+
+def expand(grid: Mapping[str, Any]) -> list[Cell]:
+    """The cells of a grid, seeds outermost: stopped half way, a grid has every row, over fewer seeds.
+
+    Raises:
+        UserError: an unknown or missing field, an empty list, a duplicate, or a key that two axes set.
+    """
+    unknown = [name for name in grid if name not in _FIELDS]
+    if unknown:
+        raise UserError(f"grid: expected the fields {', '.join(_FIELDS)}, got {unknown[0]!r}")
+    name = grid.get("name")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
+        raise UserError(f"name: expected a folder name of letters, digits, dot, - and _, got {name!r}")
+    axes = {
+        "datasets": _axis(grid, "datasets"),
+        "target_sets": _axis(grid, "target_sets") if "target_sets" in grid else [("default", {})],
+        "attacks": _axis(grid, "attacks") if "attacks" in grid else [("", {})],
+        "methods": _axis(grid, "methods"),
+    }
+    _check_overlap(axes)
+    config, seeds = _mapping(grid, "config"), _seeds(grid)
+    for key in _OWNED:
+        if key in config:
+            raise UserError(f"config: expected keys other than {', '.join(_OWNED)} (axes of the grid), got {key!r}")
+    _check_report(_mapping(grid, "report"))
+    cells = []
+    for seed in seeds:
+        for combination in itertools.product(*axes.values()):
+            keys = config
+            for _, own in combination:
+                keys = _merged(keys, own)
+            dataset, target_set, attack, method = (label for label, _ in combination)
+            cells.append(Cell(name, dataset, attack or None, method, target_set, seed, {**keys, "seed": seed}))
+    return cells
+
+
+def load_grid(source: str | Path) -> dict[str, Any]:
+    """Read a grid file: a path, or the name of one under ``properties/benchmark``.
+
+    Raises:
+        UserError: there is no such file, or it is not a YAML mapping.
+    """
+    path = Path(source)
+    if not path.is_file():
+        shipped = properties_dir() / "benchmark" / f"{path.name.removesuffix('.yaml')}.yaml"
+        if not shipped.is_file():
+            known = ", ".join(sorted(file.stem for file in shipped.parent.glob("*.yaml"))) or "none"
+            raise UserError(f"benchmark: expected a grid file or one of {known}, got {str(source)!r}")
+        path = shipped
+    try:
+        grid = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(grid, dict):
+        raise UserError(f"{path}: expected a mapping with the fields {', '.join(_FIELDS)}, got {type(grid).__name__}")
+    return grid
+
+
+def _axis(grid: Mapping[str, Any], field: str) -> list[tuple[str, dict[str, Any]]]:
+    """The entries of an axis as (label, configuration keys); labels and keys are unique."""
+    entries = grid.get(field)
+    main = _MAIN_KEY[field]
+    if not isinstance(entries, Sequence) or isinstance(entries, str) or not entries:
+        raise UserError(f"{field}: expected a list of at least one name or mapping, got {entries!r}")
+    axis: list[tuple[str, dict[str, Any]]] = []
+    for i, entry in enumerate(entries):
+        if field == "attacks" and (entry is None or str(entry).lower() == "none"):
+            pair: tuple[str, dict[str, Any]] = ("", {})
+        elif isinstance(entry, str):
+            pair = (entry, {main: entry})
+        elif isinstance(entry, Mapping) and entry:
+            keys = {str(key): value for key, value in entry.items() if key != "label"}
+            if field != "target_sets" and not isinstance(keys.get(main), str):
+                raise UserError(f"{field}[{i}].{main}: expected a name, got {keys.get(main)!r}")
+            if not keys:
+                raise UserError(f"{field}[{i}]: expected configuration keys beside the label, got none")
+            label = entry.get("label", _default_label(keys, main))
+            if not isinstance(label, str) or not label.strip():
+                raise UserError(f"{field}[{i}].label: expected text, got {label!r}")
+            pair = (label, keys)
+        else:
+            raise UserError(f"{field}[{i}]: expected a name or a mapping of configuration keys, got {entry!r}")
+        for label, keys in axis:
+            if label == pair[0] or keys == pair[1]:
+                same = "label" if label == pair[0] else "keys"
+                raise UserError(f"{field}[{i}]: expected entries that differ, got the {same} of {label!r} again")
+        axis.append(pair)
+    return axis
+
+
+def _default_label(keys: Mapping[str, Any], main: str) -> str:
+    head = " + ".join(str(keys[key]) for key in (main, "defense") if keys.get(key))
+    rest = [f"{key}={_on_command_line(value)}" for key, value in _flat(keys) if key not in (main, "defense")]
+    return ", ".join([head, *rest] if head else rest)
+
+
+def _check_overlap(axes: Mapping[str, list[tuple[str, dict[str, Any]]]]) -> None:
+    """A key belongs to one axis: were two to set it, the labels would not say which value a cell has."""
+    owners: dict[str, str] = {"seed": "seeds"}
+    for field, entries in axes.items():
+        for key in sorted({key for _, keys in entries for key in keys}):
+            if owners.setdefault(key, field) != field:
+                raise UserError(f"{field}: expected keys of its own, got {key!r}, which {owners[key]} sets too")
+    for key, field in (("model", "methods"), ("dataset", "datasets"), ("attack", "attacks")):
+        if owners.get(key, field) != field:
+            raise UserError(f"{owners[key]}: expected keys other than {key!r}, which belongs to {field}")
+
+
+def _seeds(grid: Mapping[str, Any]) -> list[int]:
+    seeds = grid.get("seeds")
+    if isinstance(seeds, Mapping):
+        span = {"start": 0, **seeds}
+        if set(span) != {"start", "count"} or not all(_whole(value) for value in span.values()) or span["count"] < 1:
+            raise UserError(f"seeds: expected a list or {{start: 0, count: 10}} with count >= 1, got {dict(seeds)!r}")
+        return list(range(span["start"], span["start"] + span["count"]))
+    if not isinstance(seeds, Sequence) or isinstance(seeds, str) or not seeds or not all(_whole(s) for s in seeds):
+        raise UserError(f"seeds: expected a list of whole numbers >= 0 or {{start: 0, count: 10}}, got {seeds!r}")
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds: expected seeds that differ, got {list(seeds)!r}")
+    return list(seeds)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _mapping(grid: Mapping[str, Any], field: str) -> dict[str, Any]:
+    value = grid.get(field)
+    if value is not None and not isinstance(value, Mapping):
+        raise UserError(f"{field}: expected a mapping, got {value!r}")
+    return dict(value or {})
+
+
+def _check_report(report: Mapping[str, Any]) -> None:
+    for key, value in report.items():
+        if key not in REPORT_OPTIONS:
+            raise UserError(f"report: expected the keys {', '.join(REPORT_OPTIONS)}, got {key!r}")
+        if key == "metrics":
+            if not isinstance(value, list) or not value or not all(isinstance(metric, str) for metric in value):
+                raise UserError(f"report.metrics: expected a list of metric names, got {value!r}")
+        elif not isinstance(value, str):
+            raise UserError(f"report.{key}: expected text, got {value!r}")
+        elif key == "published":
+            load_published(value)  # a name that is not there is told before the grid runs, not after
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the keys of ``over``, nested mappings (attack_args, defense_args) key by key."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _flat(keys: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in keys.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _on_command_line(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, with ``3e-5`` a number (YAML 1.1 reads it as text)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+0123456789.")
+)

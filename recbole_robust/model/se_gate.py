@@ -1,0 +1,55 @@
+"""The purification gate of PurifyAugMF: multi-head squeeze and excitation (eq. 2 to 5).
+
+Reference:
+    "Exploration & Exploitation: A Unified Framework for Data Purification & Augmentation in Recommendation Systems",
+    2025, section on data purification; the block is that of Hu et al. "Squeeze-and-Excitation Networks." CVPR 2018.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class SEGate(nn.Module):
+    """The share ``S`` of a pair embedding that is noise: ``x_p = x - S * x`` (eq. 5).
+
+    ``x`` is cut into ``n`` heads of ``k = dim / n`` numbers; ``z_h`` is the mean of head ``h`` (eq. 3) and
+    ``S = sigmoid(W2 relu(W1 z) + b)`` (eq. 4; the paper writes one symbol for both functions, but a share to remove
+    lies in (0, 1)). In SENet the gate says what to keep, here what to remove: ``bias_init`` -3 starts at S = 0.05.
+
+    Arguments:
+        dim (int): size of the pair embedding, a multiple of ``heads``.
+        heads (int): n.
+        reduction (int): W1 has ``max(n / reduction, 2)`` rows.
+        excite (str): ``head`` gives one S a head, ``dim`` one a number.
+        bias_init (float): b at the start; ``-inf`` shuts the gate for good.
+
+    Shape:
+        - Input: ``(..., dim)``
+        - Output: ``(..., dim)``, in (0, 1)
+    """
+
+    def __init__(self, dim: int, heads: int, reduction: int = 2, excite: str = "head", bias_init: float = -3.0):
+        super().__init__()
+        self.heads = heads
+        self.bias_init = bias_init
+        self.width = dim // heads
+        hidden = max(heads // reduction, 2)
+        self.w1 = nn.Linear(heads, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, heads if excite == "head" else dim)
+        nn.init.constant_(self.w2.bias, bias_init)
+
+    def squeeze(self, x: Tensor) -> Tensor:
+        """Mean of each head (eq. 3). Shape: ``(..., dim)`` -> ``(..., heads)``."""
+        return x.unflatten(-1, (self.heads, self.width)).mean(dim=-1)
+
+    def excite(self, z: Tensor) -> Tensor:
+        """S from the heads' means (eq. 4). Shape: ``(..., heads)`` -> ``(..., heads)`` or ``(..., dim)``."""
+        return torch.sigmoid(self.w2(torch.relu(self.w1(z))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = self.excite(self.squeeze(x))
+        if s.shape[-1] == self.heads:
+            s = s.unsqueeze(-1).expand(*s.shape, self.width).reshape(x.shape)
+        return s

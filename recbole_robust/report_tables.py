@@ -1,0 +1,286 @@
+"""Result files as tables of measured numbers, before any markup: what a row is, which values a number averages.
+
+A row is a method, a column a metric on clean or on attacked data, a number the mean over seeds with its interval. The
+rendering (Markdown today) is ``report.py``'s business. Stdlib, numpy and ``statistics.py`` only.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from recbole_robust.statistics import Gate, Interval, attack_works, hierarchical_bootstrap
+from recbole_robust.types import UserError
+
+Key = tuple[int, str]  # (seed, target set): the unit that is averaged over
+
+METRICS = ("targethr", "targetndcg", "targetrank", "hit", "recall", "ndcg", "tailhit", "itemcoverage")
+_PERCENT = re.compile(
+    r"(targethr(_\w+)?|targetndcg(_\w+)?|hit|recall|precision|ndcg|map|mrr|tailhit|itemcoverage|tailpercentage)(@\d+)?"
+)
+_TARGET = re.compile(r"target|predictionshift|prediction_shift|rankshift|rank_shift")
+# Options of a run's command line that say where it ran, not what it is; the others tell its row or column apart.
+_PLACE = {"output_dir", "gpu_id", "use_gpu", "force", "compare_clean", "baseline", "show_progress", "data_path"}
+_AXES = {"model", "dataset", "attack", "defense", "seed"}
+_ATTACK_OPTIONS = re.compile(r"attack|filler_size|n_fillers|n_fake_users|poison")
+_TARGET_OPTIONS = re.compile(r"target_(?!hr)|n_targets")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One result under the labels of its place in the tables; ``attack`` is None where nothing was attacked."""
+
+    dataset: str
+    target_set: str
+    attack: str | None
+    method: str
+    seed: int
+    clean: Mapping[str, float]
+    attacked: Mapping[str, float]
+    lift: Mapping[str, float]
+    names: tuple[str, str | None]  # registry names behind the data set's and the attack's label
+    command: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One number of a table: a fraction shown in percent, or a plain number; ``published`` is in percent."""
+
+    interval: Interval | None
+    percent: bool
+    signed: bool = False
+    published: float | None = None
+
+
+@dataclass
+class Table:
+    """A table and the remarks below it; a row is its label cells, then :class:`Measured` or text."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str | Measured]]
+    notes: list[str] = field(default_factory=list)
+
+
+Lookup = Callable[[Entry, str], float | None]  # (entry, metric) -> published percent; clean where entry.attack is None
+
+
+def make_entries(results: Iterable[Mapping[str, Any]]) -> list[Entry]:
+    """The results that did not fail, with a run's baseline as a row of its own.
+
+    Raises:
+        UserError: two files hold the same cell.
+    """
+    entries = [entry for result in results if "error" not in result for entry in _entries_of(result)]
+    seen: dict[tuple[Any, ...], Entry] = {}
+    for entry in entries:
+        place = (entry.dataset, entry.target_set, entry.attack, entry.method, entry.seed)
+        other = seen.setdefault(place, entry)
+        if other is not entry:
+            where = ", ".join(str(part) for part in place[:-1] if part)
+            raise UserError(
+                f"two results for {where}, seed {entry.seed}: {other.path} and {entry.path}; remove one, or report a "
+                "folder that holds one of them"
+            )
+    return entries
+
+
+def labels(entries: Iterable[Entry], axis: str, order: Mapping[str, Sequence[str]]) -> list[str]:
+    """The labels of an axis that occur: those of ``order[axis]`` first and in its order, then the others sorted."""
+    found = {getattr(entry, axis) for entry in entries} - {None}
+    known = [label for label in order.get(axis, ()) if label in found]
+    return known + sorted(found - set(known))
+
+
+def metrics_of(entries: Sequence[Entry], wanted: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """Names of the (target, accuracy) metrics that exist, of ``wanted`` or by default of :data:`METRICS`."""
+    found = {name for entry in entries for name in (*entry.clean, *entry.attacked)}
+    if wanted is None:
+        wanted = [name for base in METRICS for name in sorted(found, key=_by_cutoff) if name.split("@")[0] == base]
+    present = [name for name in dict.fromkeys(wanted) if name in found]
+    return [name for name in present if _TARGET.match(name)], [name for name in present if not _TARGET.match(name)]
+
+
+def is_percent(metric: str) -> bool:
+    """True where a metric is a fraction that tables show in percent."""
+    return _PERCENT.fullmatch(metric) is not None
+
+
+def target_table(
+    title: str, entries: Sequence[Entry], metric: str, *, order: Mapping[str, Sequence[str]], published: Lookup
+) -> Table:
+    """Rows: methods. Columns: clean, then each attack's attacked value and lift; then the number of seeds."""
+    attacks = labels(entries, "attack", order)
+    header = [
+        "method",
+        "clean",
+        *(text for attack in attacks for text in (f"{attack}: attacked", f"{attack}: lift")),
+        "seeds",
+    ]
+    table = Table(title, header, [])
+    for method in labels(entries, "method", order):
+        mine = [entry for entry in entries if entry.method == method]
+        cells = [_measure(mine, "clean", metric, published=published)]
+        for attack in attacks:
+            at = [entry for entry in mine if entry.attack == attack]
+            cells += [_measure(at, "attacked", metric, published=published), _measure(at, "lift", metric)]
+        if any(cell.interval for cell in cells):
+            table.rows.append([method, *cells, _counts(cells)])
+            if _differs(mine, metric):
+                table.notes.append(
+                    f"{method}: {metric} on clean data differs from attack to attack; their mean is shown."
+                )
+    return table
+
+
+def accuracy_table(
+    title: str, entries: Sequence[Entry], metrics: Sequence[str], *, order: Mapping[str, Sequence[str]]
+) -> Table:
+    """Rows: each method on clean data and under each attack. Columns: metrics; then the number of seeds."""
+    table = Table(title, ["method", "data", *(_with_unit(metric) for metric in metrics), "seeds"], [])
+    for method in labels(entries, "method", order):
+        mine = [entry for entry in entries if entry.method == method]
+        conditions = [("clean", "clean", mine)]
+        for attack in labels(entries, "attack", order):
+            conditions.append((attack, "attacked", [entry for entry in mine if entry.attack == attack]))
+        for name, part, some in conditions:
+            cells = [_measure(some, part, metric) for metric in metrics]
+            if any(cell.interval for cell in cells):
+                table.rows.append([method, name, *cells, _counts(cells)])
+    return table
+
+
+def gates(
+    entries: Sequence[Entry], metric: str, undefended: str, order: Mapping[str, Sequence[str]]
+) -> list[tuple[str, Gate, int]]:
+    """For each attack on the undefended method: its gate and the number of pairs behind it."""
+    found = []
+    for attack in labels(entries, "attack", order):
+        at = [entry for entry in entries if entry.method == undefended and entry.attack == attack]
+        clean, attacked = values_of(at, "clean", metric), values_of(at, "attacked", metric)
+        keys = [key for key in clean if key in attacked]
+        if keys:
+            before, after = ([values[key] for key in keys] for values in (clean, attacked))
+            gate = attack_works(before, after, [seed for seed, _ in keys], rng=np.random.default_rng(0))
+            found.append((attack, gate, len(keys)))
+    return found
+
+
+def values_of(entries: Iterable[Entry], part: str, metric: str) -> dict[Key, float]:
+    """A metric by unit; several results of one unit (its clean value under each attack) count once, by their mean."""
+    pooled: dict[Key, list[float]] = {}
+    for entry in entries:
+        value = getattr(entry, part).get(metric)
+        if value is not None and math.isfinite(value):
+            pooled.setdefault((entry.seed, entry.target_set), []).append(value)
+    return {key: math.fsum(values) / len(values) for key, values in sorted(pooled.items())}
+
+
+def _measure(entries: Sequence[Entry], part: str, metric: str, published: Lookup | None = None) -> Measured:
+    values = values_of(entries, part, metric)
+    percent = is_percent(metric)
+    interval = None
+    if values:
+        bounds = (-math.inf, math.inf) if not percent else (-1.0, 1.0) if part == "lift" else (0.0, 1.0)
+        interval = hierarchical_bootstrap(
+            list(values.values()), [seed for seed, _ in values], rng=np.random.default_rng(0), bounds=bounds
+        )
+    beside = (
+        published(
+            replace(entries[0], attack=None, names=(entries[0].names[0], None)) if part == "clean" else entries[0],
+            metric,
+        )
+        if published and values
+        else None
+    )
+    return Measured(interval, percent, signed=part == "lift", published=beside)
+
+
+def _counts(cells: Sequence[Measured]) -> str:
+    """Seeds behind a row, "8 to 10" where its numbers differ; with the number of values where sets are pooled."""
+    intervals = [cell.interval for cell in cells if cell.interval]
+    seeds, values = ({getattr(interval, name) for interval in intervals} for name in ("n_groups", "n"))
+    text = " to ".join(str(count) for count in sorted({min(seeds), max(seeds)}))
+    return (
+        text
+        if seeds == values
+        else f"{text} ({' to '.join(str(n) for n in sorted({min(values), max(values)}))} values)"
+    )
+
+
+def _differs(entries: Sequence[Entry], metric: str) -> bool:
+    ends: dict[Key, tuple[float, float]] = {}
+    for entry in entries:
+        value = entry.clean.get(metric)
+        if value is not None:
+            low, high = ends.get((entry.seed, entry.target_set), (value, value))
+            ends[entry.seed, entry.target_set] = (min(low, value), max(high, value))
+    return any(high - low > 1e-9 for low, high in ends.values())
+
+
+def _with_unit(metric: str) -> str:
+    return f"{metric}, %" if is_percent(metric) else metric
+
+
+def _by_cutoff(metric: str) -> tuple[str, int]:
+    name, _, cutoff = metric.partition("@")
+    return name, int(cutoff) if cutoff.isdigit() else 0
+
+
+def _entries_of(result: Mapping[str, Any]) -> Iterable[Entry]:
+    cell, attack = result.get("cell"), _name(result.get("attack"))
+    model, defense, command = result.get("model"), _name(result.get("defense")), str(result.get("command") or "")
+    if cell:
+        place = (cell["dataset"], cell.get("target_set") or "default", cell.get("attack"), cell["method"], cell["seed"])
+        places = [(place, result)]
+    else:
+        options = _options(command)
+        targets = [text for name, text in options if _TARGET_OPTIONS.match(name)]
+        attacking = [text for name, text in options if _ATTACK_OPTIONS.match(name)]
+        rest = [text for name, text in options if not (_TARGET_OPTIONS.match(name) or _ATTACK_OPTIONS.match(name))]
+        method = " ".join([_method(model, defense), *rest])
+        column = " ".join([attack, *attacking]) if attack else None
+        seed, row = int(result.get("seed") or 0), (result["dataset"], " ".join(targets) or "default", column)
+        places = [((*row, method, seed), result)]
+        baseline = result.get("baseline")
+        if baseline:
+            label = f"{_method(baseline.get('model'), _name(baseline.get('defense')))} (baseline of {method})"
+            places.append(((*row, label, seed), baseline))
+    for place, numbers in places:
+        yield Entry(
+            *place,
+            clean=numbers.get("clean") or {},
+            attacked=numbers.get("attacked") or {},
+            lift=numbers.get("lift") or {},
+            names=(str(result.get("dataset")), attack),
+            command=command,
+            path=str(result.get("path", "")),
+        )
+
+
+def _method(model: Any, defense: str | None) -> str:
+    return f"{model} + {defense}" if defense else str(model)
+
+
+def _name(value: Any) -> str | None:
+    """A registry name out of a result's ``attack`` or ``defense``: text, a mapping with its name, or nothing."""
+    if isinstance(value, Mapping):
+        value = value.get("name") or value.get("attack") or value.get("defense")
+    return None if value is None or str(value).lower() == "none" else str(value)
+
+
+def _options(command: str) -> list[tuple[str, str]]:
+    """The telling options of a command line as (name, text)."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return []
+    pairs = [(word[2:].partition("=")[0], word[2:]) for word in words if word.startswith("--")]
+    return [(name, text) for name, text in pairs if name not in _AXES | _PLACE]

@@ -1,0 +1,197 @@
+"""result.json: its keys, its name, and how it is written."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import platform
+import shlex
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from recbole.utils.logger import RemoveColorFilter
+
+import recbole_robust
+from recbole_robust.config import Config
+from recbole_robust.data.poison import PoisonCard
+from recbole_robust.types import Outcome, UserError
+
+SCHEMA_VERSION = 1
+
+
+def run_key(config: Config) -> str:
+    """``model-dataset-attack-defense-seed-sha12``: equal for equal resolved configurations."""
+    attack = config["attack"] or ("card" if config["poison"] else "clean")
+    parts = (config["model"], config["dataset"], attack, config["defense"] or "none", str(config["seed"]))
+    extra = hashlib.sha256(Path(config["poison"]).read_bytes()).hexdigest() if _is_file(config["poison"]) else ""
+    switches = f"{config['compare_clean']}{extra}"
+    key = hashlib.sha256(f"{config.key()}{switches}".encode()).hexdigest()[:12]
+    return "-".join([*parts, key])
+
+
+def _is_file(path: str | None) -> bool:
+    return bool(path) and os.path.isfile(str(path))
+
+
+def split_hash(splits) -> str:
+    """Sixteen hexadecimal digits of the genuine rows of train, valid and test, in order."""
+    sha = hashlib.sha256()
+    for split in splits:
+        for name in (split.uid_field, split.iid_field):
+            sha.update(np.ascontiguousarray(split.inter_feat[name].numpy(), dtype="<i8").tobytes())
+        sha.update(b"|")
+    return sha.hexdigest()[:16]
+
+
+def lift(outcomes: Mapping[str, Outcome | None]) -> dict[str, float] | None:
+    """Attacked minus clean, of every metric that both have."""
+    clean, attacked = outcomes["clean"], outcomes["attacked"]
+    if clean is None or attacked is None:
+        return None
+    return {name: attacked.metrics[name] - value for name, value in clean.metrics.items() if name in attacked.metrics}
+
+
+def _block(outcome: Outcome | None) -> dict[str, float] | None:
+    return None if outcome is None else outcome.metrics
+
+
+def assemble(
+    config: Config,
+    command: str,
+    card: PoisonCard | None,
+    card_path: Path | None,
+    outcomes: Mapping[str, Outcome | None],
+    baseline: tuple[Config, Mapping[str, Outcome | None]] | None,
+    seconds: Mapping[str, float],
+    environment: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The content of result.json; what was not run is None."""
+    ran = [outcome for outcome in outcomes.values() if outcome is not None]
+    both = ran + [o for o in (baseline[1].values() if baseline else ()) if o is not None]
+    times = {stage: sum(o.seconds[stage] for o in both) for stage in ("train", "evaluate")}
+    last = ran[-1]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "command": command,
+        "model": config["model"],
+        "base_model": config["base_model"],
+        "dataset": config["dataset"],
+        "protocol": config["protocol"],
+        "attack": card.settings.get("attack") if card else None,
+        "defense": config["defense"],
+        "seed": config["seed"],
+        "config": config.resolved(),
+        "split_hash": last.extra["split_hash"],
+        "target_items": list(last.per_target),
+        "poison": card and {
+            "card": str(card_path),
+            "hash": card.digest(),
+            "n_fake_users": card.profiles.n_users,
+            "n_fillers": card.settings.get("n_fillers"),
+            "target_items": card.target_items,
+        },
+        "clean": _block(outcomes["clean"]),
+        "attacked": _block(outcomes["attacked"]),
+        "lift": lift(outcomes),
+        "valid": {name: o.valid_metrics for name, o in outcomes.items() if o and o.valid_metrics} or None,
+        "per_target": {
+            token: {name: o.per_target[token] for name, o in outcomes.items() if o} for token in last.per_target
+        },
+        "baseline": baseline and {
+            "model": baseline[0]["model"],
+            "defense": baseline[0]["defense"],
+            "clean": _block(baseline[1]["clean"]),
+            "attacked": _block(baseline[1]["attacked"]),
+            "lift": lift(baseline[1]),
+        },
+        "detection": None,
+        "n_genuine": last.extra["n_genuine"],
+        "best_epoch": {name: o.extra["best_epoch"] for name, o in outcomes.items() if o},
+        "seconds": {key: round(value, 3) for key, value in {**seconds, **times}.items()},
+        **environment,
+    }  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result may depend on."""
+    found = {"python": platform.python_version(), "recbole_robust": recbole_robust.__version__}
+    for package in ("recbole", "torch", "numpy", "pandas", "scipy"):
+        found[package] = metadata.version(package)
+    return found
+
+
+def command_of(config: Config, command_line) -> str:
+    """A command line that gives the same run: from the arguments, or from the keys that the caller gave."""
+    if command_line and not isinstance(command_line, Mapping):
+        given = list(command_line)
+    else:
+        keys = {k: v for k, v in config.external_config_dict.items() if k not in ("model", "dataset")}
+        given = [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in keys.items() if k != "output_dir"]
+    names = [f"--model={config['model']}", f"--dataset={config['dataset']}"]
+    given = [argument for argument in given if not argument.startswith(("--model=", "--dataset="))]
+    return " ".join(["python run_recbole_robust.py", *(shlex.quote(argument) for argument in [*names, *given])])
+
+
+def write(result: Mapping[str, Any], path: Path) -> None:
+    """Write a JSON file whole: to a temporary name, then renamed. NaN becomes null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(_no_nan(result), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _no_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _no_nan(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_no_nan(entry) for entry in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a result.json.
+
+    Raises:
+        UserError: not JSON, or of another schema.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"result file {path}: {error}; --force runs again") from None
+    if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
+        raise UserError(f"result file {path}: expected schema_version {SCHEMA_VERSION}; --force runs again")
+    return content
+
+
+@contextlib.contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """Inside this block what RecBole and we log goes to a file; warnings go to stderr as ever."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.addFilter(RemoveColorFilter())
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    quiet = [h for h in root.handlers if h is not handler and h.level < logging.WARNING]
+    levels = [h.level for h in quiet]
+    for other in quiet:
+        other.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+        for other, before in zip(quiet, levels, strict=True):
+            other.setLevel(before)
+        handler.close()

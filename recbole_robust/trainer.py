@@ -1,0 +1,309 @@
+"""RobustTrainer: RecBole's trainers with safe checkpoints, parameter groups, epoch hooks and sample weights."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import recbole.trainer.trainer as recbole_trainer
+import scipy.sparse as sp
+import torch
+from recbole.utils import get_trainer as recbole_get_trainer
+from torch import Tensor, nn, optim
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from recbole_robust.types import UserError
+
+CHECKPOINT_VERSION = 1
+SAMPLE_WEIGHT = "sample_weight"
+
+
+class OptimizerPair:
+    """Two optimisers that step together: one for the embedding tables, one for the networks."""
+
+    def __init__(self, tables: optim.Optimizer, networks: optim.Optimizer) -> None:
+        self.parts = {"tables": tables, "networks": networks}
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for part in self.parts.values() for group in part.param_groups]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self.parts.values():
+            part.zero_grad(set_to_none=set_to_none)
+
+    def step(self) -> None:
+        for part in self.parts.values():
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+
+
+def table_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The weights of all ``nn.Embedding`` layers: what a protocol's recipe for embedding tables applies to."""
+    return [layer.weight for layer in model.modules() if isinstance(layer, nn.Embedding)]
+
+
+class RobustTrainerMixin:
+    """Overrides of RecBole's ``Trainer``.
+
+    Attributes:
+        before_evaluate: called with ``(trainer, eval_data)`` before every evaluation.
+        best_epoch: the epoch (from 0) whose weights are in the checkpoint.
+
+    A model may define ``on_epoch_start(epoch)`` and ``on_epoch_end(epoch)``.
+    """
+
+    def __init__(self, config, model) -> None:
+        self.before_evaluate: list[Callable[[Any, Any], None]] = []
+        self.best_epoch = -1
+        self.label = config["model"]
+        with _tensorboard_in(config["output_dir"], config["log_tensorboard"], self._run_name(config)):
+            super().__init__(config, model)
+        self.saved_model_file = os.path.join(self.checkpoint_dir, f"{self._run_name(config)}.pth")
+
+    def _run_name(self, config) -> str:
+        """A file name that no other training has: RecBole's has the time to the second, which two trainings share."""
+        if not hasattr(self, "_name"):
+            self._name = f"{config['model']}-{config['dataset']}-{uuid.uuid4().hex[:12]}"
+        return self._name
+
+    # --- optimiser ------------------------------------------------------------------------------------------------
+
+    def _build_optimizer(self, **kwargs):
+        """RecBole's optimiser; Adagrad takes ``initial_accumulator_value``; ``net_learning_rate`` splits the model."""
+        rate = self.config["net_learning_rate"]
+        if rate is None or "params" in kwargs:
+            return self._one_optimizer(**kwargs)
+        tables = table_parameters(self.model)
+        known = {id(parameter) for parameter in tables}
+        networks = [parameter for parameter in self.model.parameters() if id(parameter) not in known]
+        if not networks:
+            return self._one_optimizer(params=tables)
+        return OptimizerPair(self._one_optimizer(params=tables), optim.Adam(networks, lr=rate))
+
+    def _one_optimizer(self, **kwargs):
+        start = self.config["initial_accumulator_value"]
+        if self.learner.lower() != "adagrad" or not start:
+            return super()._build_optimizer(**kwargs)
+        return optim.Adagrad(
+            kwargs.get("params", self.model.parameters()),
+            lr=self.learning_rate,
+            weight_decay=self.weight_decay,
+            initial_accumulator_value=start,
+        )
+
+    # --- training -------------------------------------------------------------------------------------------------
+
+    def fit(self, train_data, valid_data=None, verbose=True, saved=True, show_progress=False, callback_fn=None):
+        """RecBole's ``fit`` with one progress bar for the whole training (on stderr) instead of two an epoch."""
+        if SAMPLE_WEIGHT in train_data._dataset.inter_feat and not getattr(self.model, "weighs_samples", False):
+            raise UserError(f"sample weights: expected a model that takes them, got {self.config['model']}")
+        self._has_validation = bool(valid_data) and self.eval_step > 0
+        with tqdm(total=self.epochs, desc=self.label, unit="epoch", disable=not show_progress, leave=False) as bar:
+            self._bar = bar
+            return super().fit(train_data, valid_data, verbose, saved, False, callback_fn)
+
+    def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
+        self._hook("on_epoch_start", epoch_idx)
+        losses = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+        self._hook("on_epoch_end", epoch_idx)
+        bar = getattr(self, "_bar", None)
+        if bar is not None:
+            total = sum(losses) if isinstance(losses, tuple) else losses
+            bar.set_postfix_str(f"loss {total / max(1, len(train_data)):.4f}", refresh=False)
+            bar.update()
+        return losses
+
+    def _hook(self, name: str, epoch: int) -> None:
+        hook = getattr(self.model, name, None)
+        if hook is not None:
+            hook(epoch)
+
+    # --- evaluation -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
+        """RecBole's ``evaluate``; the checkpoint holds plain tensors, and the hooks of ``before_evaluate`` run first."""
+        if not eval_data:
+            return None
+        if load_best_model:
+            self.load_weights(model_file or self.saved_model_file)
+        self.model.eval()
+        for hook in self.before_evaluate:
+            hook(self, eval_data)
+        return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+
+    @torch.no_grad()
+    def full_sort_scores(self, queries) -> Tensor:
+        """The scores of all items for some query rows, through RecBole's own path (``predict`` where it must).
+
+        Shape: ``(len(queries), n_items)``; the padding item has -inf, nothing else is masked.
+        """
+        if self.item_tensor is None:
+            self.item_tensor = self._item_features.to(self.device)
+        self.tot_item_num = self.item_tensor.length
+        return self._full_sort_batch_eval((queries, None, None, None))[1].clone()
+
+    def know_items(self, dataset) -> None:
+        """Remember the item features, which models without ``full_sort_predict`` need to score all items."""
+        self._item_features = dataset.get_item_feature()
+
+    # --- checkpoints ----------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, epoch, verbose=True, **kwargs):
+        """Save tensors and plain values only, under a temporary name first. Without validation: the last epoch only."""
+        self.best_epoch = epoch
+        if 0 <= epoch < self.epochs - 1 and not getattr(self, "_has_validation", True):
+            return
+        state = {
+            "version": CHECKPOINT_VERSION,
+            "model": self.config["model"],
+            "epoch": epoch,
+            "cur_step": self.cur_step,
+            "best_valid_score": float(self.best_valid_score),
+            "state_dict": self.model.state_dict(),
+            "other_parameter": {k: pack(v, k) for k, v in self.model.other_parameter().items()},
+            "optimizer": self.optimizer.state_dict(),
+        }
+        save_atomically(state, kwargs.get("saved_model_file", self.saved_model_file))
+
+    def save_weights(self, path: str, epoch: int, valid_metrics: dict[str, float]) -> None:
+        """Save what an evaluation needs, and nothing to go on training with."""
+        state = {
+            "version": CHECKPOINT_VERSION,
+            "model": self.config["model"],
+            "epoch": epoch,
+            "valid_metrics": valid_metrics,
+            "state_dict": self.model.state_dict(),
+            "other_parameter": {k: pack(v, k) for k, v in self.model.other_parameter().items()},
+        }
+        save_atomically(state, path)
+
+    def load_weights(self, path: str) -> dict[str, Any]:
+        """Put a checkpoint's weights into the model; nothing in the file is run.
+
+        Raises:
+            UserError: not one of our checkpoints, or one of another model or shape.
+        """
+        state = load_checkpoint(path, self.device)
+        if state["model"] != self.config["model"]:
+            raise UserError(f"checkpoint {path}: expected a {self.config['model']}, got a {state['model']}")
+        try:
+            self.model.load_state_dict(state["state_dict"])
+        except RuntimeError as error:
+            raise UserError(f"checkpoint {path}: {' '.join(str(error).split())}") from None
+        self.model.load_other_parameter({k: unpack(v, self.device) for k, v in state["other_parameter"].items()})
+        return state
+
+    def resume_checkpoint(self, resume_file):
+        """Go on from a checkpoint of ours."""
+        self.saved_model_file = str(resume_file)
+        state = self.load_weights(self.saved_model_file)
+        self.start_epoch = state["epoch"] + 1
+        self.cur_step, self.best_valid_score = state["cur_step"], state["best_valid_score"]
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+@functools.lru_cache(maxsize=None)
+def robust(trainer_class: type) -> type:
+    """The robust form of a RecBole trainer class."""
+    return type(f"Robust{trainer_class.__name__}", (RobustTrainerMixin, trainer_class), {})
+
+
+RobustTrainer = robust(recbole_trainer.Trainer)
+
+
+def get_trainer(config) -> type:
+    """The robust form of the trainer that RecBole has for this model."""
+    return robust(recbole_get_trainer(config["MODEL_TYPE"], config["model"]))
+
+
+@contextlib.contextmanager
+def _tensorboard_in(output_dir: str | None, wanted: bool | None, name: str) -> Iterator[None]:
+    """RecBole's trainer writes to ./log_tensorboard; inside this block to ``output_dir``, or nowhere."""
+    original = recbole_trainer.get_tensorboard
+    folder = os.path.join(output_dir or ".", "log_tensorboard", name)
+    recbole_trainer.get_tensorboard = lambda logger: NoWriter() if wanted is False else SummaryWriter(folder)
+    try:
+        yield
+    finally:
+        recbole_trainer.get_tensorboard = original
+
+
+class NoWriter:
+    """A TensorBoard writer that writes nothing."""
+
+    def add_scalar(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def add_hparams(self, *args: Any, **kwargs: Any) -> None: ...
+
+
+def pack(value: Any, name: str) -> Any:
+    """A value of ``other_parameter`` as tensors and plain values, which ``weights_only`` can load.
+
+    Raises:
+        TypeError: a kind of value that has no such form.
+    """
+    if isinstance(value, np.ndarray):
+        return {"kind": "array", "data": torch.from_numpy(np.ascontiguousarray(value))}
+    if sp.issparse(value):
+        csr = value.tocsr()
+        parts = (torch.from_numpy(np.asarray(part)) for part in (csr.data, csr.indices, csr.indptr))
+        return {"kind": "csr", "parts": list(parts), "shape": list(csr.shape), "format": value.format}
+    if value is None or isinstance(value, (Tensor, int, float, str, bool)):
+        return {"kind": "plain", "data": value}
+    if isinstance(value, np.generic):
+        return {"kind": "plain", "data": value.item()}
+    raise TypeError(f"other_parameter {name}: no safe form for a {type(value).__name__}")
+
+
+def unpack(packed: dict[str, Any], device) -> Any:
+    """The inverse of :func:`pack`."""
+    if packed["kind"] == "array":
+        return packed["data"].cpu().numpy()
+    if packed["kind"] == "csr":
+        data, indices, indptr = (part.cpu().numpy() for part in packed["parts"])
+        return sp.csr_matrix((data, indices, indptr), shape=tuple(packed["shape"])).asformat(packed["format"])
+    value = packed["data"]
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def save_atomically(state: dict[str, Any], path: str) -> None:
+    """Write a checkpoint to a temporary name, then rename it: a killed run leaves no half file."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def load_checkpoint(path: str, device="cpu") -> dict[str, Any]:
+    """A checkpoint of ours; a file that would run code is refused.
+
+    Raises:
+        UserError: no such file, or not a checkpoint of ours.
+    """
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"checkpoint {path}: no such file") from None
+    except Exception as error:  # torch raises many kinds for what is no checkpoint
+        raise UserError(f"checkpoint {path}: not one of ours ({type(error).__name__})") from None
+    if not isinstance(state, dict) or state.get("version") != CHECKPOINT_VERSION:
+        raise UserError(f"checkpoint {path}: expected version {CHECKPOINT_VERSION} of recbole-robust's format")
+    return state

@@ -1,0 +1,307 @@
+"""Reports from small invented cells in a temporary folder: every number of a page is one of the files'."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recbole_robust.properties_path import properties_dir
+from recbole_robust.report import load_published, load_results, render_markdown, write_report, write_text
+from recbole_robust.statistics import hierarchical_bootstrap
+from recbole_robust.types import UserError
+
+METRICS = ["targethr@50", "hit@50", "recall@50", "tailhit@50"]
+
+
+def cell(
+    method: str = "MF", attack: str | None = "Average", seed: int = 0, target_set: str = "apt_1", **more: Any
+) -> dict[str, Any]:
+    clean = {"targethr@50": 0.04 + 0.001 * seed, "hit@50": 0.23, "recall@50": 0.23, "tailhit@50": 0.1}
+    attacked = {**clean, "targethr@50": 0.3 + 0.01 * seed, "hit@50": 0.22}
+    lift = {name: attacked[name] - clean[name] for name in clean}
+    result = {
+        "schema_version": 1,
+        "command": f"python run_recbole_robust.py --model={method} --dataset=ml-100k --attack={attack} --seed={seed}",
+        "model": method,
+        "dataset": "ml-100k",
+        "attack": attack and attack.split(",")[0],
+        "defense": None,
+        "seed": seed,
+        "clean": clean,
+        "attacked": attacked if attack else None,
+        "lift": lift if attack else None,
+        "baseline": None,
+        "device": "cpu",
+        "threads": 2,
+        "versions": {"python": "3.11.7", "torch": "2.9.0"},
+        "cell": {
+            "grid": "g",
+            "dataset": "ml-100k",
+            "attack": attack,
+            "method": method,
+            "target_set": target_set,
+            "seed": seed,
+        },
+    }
+    return {**result, **more}
+
+
+def write(folder: Path, cells: list[dict[str, Any]]) -> Path:
+    for i, one in enumerate(cells):
+        write_text(folder / f"cell{i:03d}.json", json.dumps(one))
+    return folder
+
+
+def table(page: str, heading: str) -> list[list[str]]:
+    """The rows (header first) of the first table below a heading that starts so."""
+    lines = page[page.index(heading) :].splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    rows = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        rows.append([part.strip() for part in re.split(r"(?<!\\)\|", line)[1:-1]])
+    assert len({len(row) for row in rows}) == 1, "a row has another number of columns than the header"
+    return [rows[0], *rows[2:]]
+
+
+def render(cells: list[dict[str, Any]], **options: Any) -> str:
+    return render_markdown(cells, **{"title": "T", "metrics": METRICS, **options})
+
+
+def test_numbers_are_those_of_the_files(tmp_path: Path) -> None:
+    write(tmp_path, [cell(seed=seed) for seed in range(5)])
+    page = render(load_results(tmp_path), published="purifyaug_table1")
+    header, row = table(page, "### targethr@50")
+    assert header == ["method", "clean", "Average: attacked", "Average: lift", "seeds"]
+    values = [0.30, 0.31, 0.32, 0.33, 0.34]
+    interval = hierarchical_bootstrap(values, range(5), rng=np.random.default_rng(0), bounds=(0, 1))
+    assert row[0] == "MF" and row[-1] == "5"
+    assert row[1].startswith("4.2 [") and row[1].endswith("] (4.34)")
+    assert row[2] == f"32.0 [{100 * interval.low:.1f}, {100 * interval.high:.1f}] (31.33)"
+    assert row[3].startswith("+27.8 [+")
+
+
+def test_accuracy_table_has_clean_and_attacked_rows() -> None:
+    page = render([cell(seed=seed) for seed in range(2)])
+    rows = table(page, "### Accuracy")
+    assert rows[0] == ["method", "data", "hit@50, %", "recall@50, %", "tailhit@50, %", "seeds"]
+    assert [row[:3] for row in rows[1:]] == [
+        ["MF", "clean", "23.0 [23.0, 23.0]"],
+        ["MF", "Average", "22.0 [22.0, 22.0]"],
+    ]
+
+
+def test_clean_value_counts_once_a_seed() -> None:
+    page = render([cell(attack=attack, seed=s) for attack in (None, "Random", "Average") for s in range(3)])
+    (_, row) = table(page, "### targethr@50")
+    assert row[-1] == "3" and "differs" not in page
+    odd = cell(attack="Random", seed=0)
+    odd["clean"]["targethr@50"] += 0.01
+    assert "MF: targethr@50 on clean data differs" in render([odd, cell(attack="Average", seed=0)])
+
+
+def test_single_seed_has_no_interval() -> None:
+    _, row = table(render([cell()]), "### targethr@50")
+    assert row[1:] == ["4.0", "30.0", "+26.0", "1"]
+
+
+def test_published_columns_by_method() -> None:
+    published = load_published("purifyaug_table1")
+    page = render([cell(method) for method in ("MF", "PurifyAugMF", "MF + APT", "MF, decay 3e-5")], published=published)
+    rows = {row[0]: row for row in table(page, "### targethr@50")[1:]}
+    assert rows["MF"][1].endswith("(4.34)") and rows["MF"][2].endswith("(31.33)")
+    assert rows["PurifyAugMF"][1] == "4.0" and rows["PurifyAugMF"][2].endswith("(9.32)")
+    assert rows["MF + APT"][2].endswith("(9.17)")
+    assert "(" not in "".join(rows["MF, decay 3e-5"][1:])
+    assert "(31.33)" in render([cell(attack="Average, 105 fillers")], published=published)
+    assert "(31.33)" not in render(
+        [cell(dataset="ml-1m", cell={**cell()["cell"], "dataset": "ml-1m"})], published=published
+    )
+
+
+def test_published_of_another_cutoff_is_not_shown() -> None:
+    one = cell()
+    for part in ("clean", "attacked", "lift"):
+        one[part] = {"targethr@20": 0.1}
+    page = render_markdown([one], title="T", published="purifyaug_table1")
+    assert table(page, "### targethr@20")[1][1:] == ["10.0", "10.0", "+10.0", "1"]
+
+
+def test_shipped_published_table_is_complete() -> None:
+    assert (properties_dir() / "benchmark" / "published" / "purifyaug_table1.csv").is_file()
+    values = load_published("purifyaug_table1").values
+    assert values["ml-1m", "dada", "purifyaugmf", 50] == 14.97
+    assert values["yelp", None, "mf", 1000] == 1.31
+    assert len(values) == 15 * 7 + 3
+    with pytest.raises(UserError, match="one of purifyaug_table1"):
+        load_published("table9")
+
+
+def test_malformed_published_table(tmp_path: Path) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_text("dataset,attack,k,original\nx,y,z,1\n")
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        load_published(path)
+
+
+def test_target_sets_apart_and_pooled() -> None:
+    cells = [cell(seed=seed, target_set=name) for seed in range(3) for name in ("apt_0", "apt_1")]
+    page = render(cells, published="purifyaug_table1")
+    assert page.index("## ml-100k, targets: apt_0") < page.index("## ml-100k, targets: apt_1")
+    pooled = table(page[page.index("all 2 target sets") :], "### targethr@50")
+    assert pooled[1][-1] == "3 (6 values)"
+    assert "(4.34)" not in pooled[1][1]  # a published value belongs to one target set
+
+
+def test_order_of_labels_and_missing_numbers() -> None:
+    cells = [cell("Pop", None), cell("MF"), cell("MF", "Random"), cell("Zed", "Random")]
+    page = render(cells, order={"method": ["Zed", "MF"], "attack": [None, "Random", "Average"]})
+    rows = table(page, "### targethr@50")
+    assert rows[0][2] == "Random: attacked"
+    assert [row[0] for row in rows[1:]] == ["Zed", "MF", "Pop"]
+    assert rows[3][2:] == ["-", "-", "-", "-", "1"]
+
+
+def test_labels_are_escaped() -> None:
+    label = "MF|a*b\n<i>"
+    page = render([cell(label)])
+    assert table(page, "### targethr@50")[1][0] == r"MF\|a\*b \<i>"
+    assert "&" not in page
+
+
+def test_only_metrics_that_exist_and_ranks_are_plain_numbers() -> None:
+    one = cell()
+    one["clean"]["targetrank"], one["attacked"]["targetrank"] = 812.25, 40.5
+    one["lift"]["targetrank"] = -771.75
+    page = render_markdown([one], title="T", metrics=["targetrank", "ndcg@50", "hit@50"])
+    assert table(page, "### targetrank")[1][1:4] == ["812.2", "40.5", "-771.8"]
+    assert "ndcg" not in page and "targethr" not in page
+    one["attacked"]["targetrank"] = None
+    assert "-771" in render_markdown([one], title="T", metrics=["targetrank"])
+
+
+def test_default_metrics_are_the_usual_ones() -> None:
+    page = render_markdown([cell()], title="T", metrics=None)
+    assert "### targethr@50" in page and table(page, "### Accuracy")[0][2:] == [
+        "hit@50, %",
+        "recall@50, %",
+        "tailhit@50, %",
+        "seeds",
+    ]
+
+
+def test_strength_of_the_attacks_is_told() -> None:
+    cells = [cell(seed=seed) for seed in range(5)] + [cell(attack="Random", seed=seed) for seed in range(2)]
+    page = render(cells)
+    assert "Average: lift +27.8 points, p = 0.031, 5 pairs;" in page
+    assert "Random: lift +26.5 points, p = 0.250, 2 pairs (judges no defense)" in page
+    for one in cells:
+        one["attacked"]["targethr@50"] = 0.95
+    assert "(saturated, judges no defense)" in render(cells)
+    assert "Strength" not in render([cell("Pop")])
+
+
+def test_failed_cells_are_listed() -> None:
+    failed = {"schema_version": 1, "command": "c", "cell": cell(seed=3)["cell"], "error": "ValueError: a | b"}
+    page = render([cell(), failed])
+    assert "**1 of 2 cells failed" in page
+    assert page.rstrip().endswith(r"- ml-100k, apt_1, Average, MF, seed 3: ValueError: a \| b")
+    assert "Failed cells" in render([failed])
+
+
+def test_commands_versions_and_device() -> None:
+    page = render([cell(seed=seed) for seed in (0, 2)] + [cell("Pop", None, seed=1)], source="grid.yaml")
+    command = "python run_recbole_robust.py --model=MF --dataset=ml-100k --attack=Average --seed=$seed"
+    assert f"for seed in 0 2; do\n  {command}\ndone" in page
+    assert "for seed in 1; do" in page and "benchmark grid.yaml" in page
+    assert "python 3.11.7; torch 2.9.0; device cpu; threads 2" in page
+
+
+def test_runs_outside_a_grid_show_settings_and_baseline() -> None:
+    command = "python run_recbole_robust.py --model=PurifyAugMF --dataset=ml-100k --attack=Average --kl_T={} --gpu_id=0"
+    runs = []
+    for temperature in (2, 4):
+        run = cell("PurifyAugMF", command=command.format(temperature))
+        del run["cell"]
+        run["baseline"] = {"model": "MF", "defense": None, **{k: run[k] for k in ("clean", "attacked", "lift")}}
+        runs.append(run)
+    page = render(runs)
+    assert [row[0] for row in table(page, "### targethr@50")[1:]] == [
+        "MF (baseline of PurifyAugMF kl_T=2)",
+        "MF (baseline of PurifyAugMF kl_T=4)",
+        "PurifyAugMF kl_T=2",
+        "PurifyAugMF kl_T=4",
+    ]
+
+
+def test_two_files_of_one_cell_are_an_error(tmp_path: Path) -> None:
+    write(tmp_path, [cell(), cell()])
+    with pytest.raises(UserError, match=r"cell000.json and cell001.json"):
+        write_report(tmp_path)
+
+
+def test_load_results_passes_over_other_json_and_names_bad_files(tmp_path: Path) -> None:
+    write(tmp_path / "a" / "b", [cell()])
+    (tmp_path / "card.json").write_text('{"items": [1]}')
+    (tmp_path / "list.json").write_text("[1, 2]")
+    assert [result["path"] for result in load_results(tmp_path)] == ["a/b/cell000.json"]
+    bad = tmp_path / "half.json"
+    for text in ('{"schema_version": 1, "comm', json.dumps({**cell(), "schema_version": 9})):
+        bad.write_text(text)
+        with pytest.raises(UserError, match=r"half\.json"):
+            load_results(tmp_path)
+    for wrong in ({"clean": {"hit@50": "high"}}, {"clean": [1]}, {"cell": {"method": "MF"}}):
+        bad.write_text(json.dumps({**cell(), **wrong}))
+        with pytest.raises(UserError, match=r"half\.json"):
+            load_results(tmp_path)
+    with pytest.raises(UserError, match="expected a folder"):
+        load_results(tmp_path / "nowhere")
+
+
+def test_write_report_uses_the_grid_file_and_leaves_old_cells_out(tmp_path: Path) -> None:
+    write(tmp_path / "g", [cell("MF"), cell("Zed"), cell("Old")])
+    grid = {
+        "name": "g",
+        "source": "g.yaml",
+        "report": {"title": "The title", "metrics": ["targethr@50"], "published": "purifyaug_table1"},
+        "axes": {"method": ["Zed", "MF"]},
+        "cells": ["cell000", "cell001"],
+    }
+    (tmp_path / "g" / "grid.json").write_text(json.dumps(grid))
+    path = write_report(tmp_path / "g")
+    page = path.read_text()
+    assert path == tmp_path / "g" / "report.md" and page.startswith("# The title\n")
+    assert [row[0] for row in table(page, "### targethr@50")[1:]] == ["Zed", "MF"]
+    assert "Accuracy" not in page and page.rstrip().endswith("- cell002.json")
+    out = write_report(tmp_path, tmp_path / "all.md")
+    assert "# The title" in out.read_text() and "Zed" in out.read_text()
+    assert write_report(tmp_path / "g").read_text() == page  # the same bits each time
+
+
+def test_write_report_needs_results(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="found none"):
+        write_report(tmp_path)
+
+
+def test_page_is_valid_markdown(tmp_path: Path) -> None:
+    markdown = pytest.importorskip("markdown")
+    page = render([cell(seed=seed) for seed in range(2)])
+    html = markdown.markdown(page, extensions=["tables", "fenced_code"])
+    assert html.count("<table>") == 2 and "<h1>T</h1>" in html
+
+
+def test_report_imports_neither_torch_nor_recbole_nor_pandas() -> None:
+    code = (
+        "import sys, recbole_robust.report, recbole_robust.benchmark;"
+        "print(sorted({'torch', 'recbole', 'pandas', 'ray'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
