@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,13 +24,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class GridRun:
-    """What :func:`run_grid` did: its folder, the report in it, and how many cells ran, were there, and failed."""
+    """What :func:`run_grid` did: its folder, the report in it, and how many cells ran, were there, and failed.
+
+    As text it is the report's path.
+    """
 
     folder: Path
     report: Path
     n_run: int
     n_skipped: int
     n_failed: int
+
+    def __str__(self) -> str:
+        return str(self.report)
 
 
 def run_grid(
@@ -52,9 +59,9 @@ def run_grid(
         grid: a grid, its file, or the name of one that ships with the project.
         output_dir: parent of the grid's folder; the runs write there too, unless ``config.output_dir`` is set.
         workers: 0, in this process.
-        force: run every cell again.
-        only: ``axis=pattern`` with shell wildcards on a label, e.g. ``method=MF*``; several: patterns of one axis are
-            alternatives, different axes must all match.
+        force: run every cell again, clean trainings too.
+        only: ``axis=pattern`` with shell wildcards on a label, e.g. ``method=MF*``; several, in a list or with commas
+            (``method=MF,seed=0``): patterns of one axis are alternatives, different axes must all match.
         retry_failed: run the cells again that are recorded as failed.
         progress: show a bar and one line a cell on stderr.
 
@@ -79,25 +86,25 @@ def run_grid(
 
     n_failed = 0
     with tqdm(total=len(pending), desc=cells[0].grid, unit="cell", disable=not progress, file=sys.stderr) as bar:
-        for cell, result in _results(pending, Path(output_dir), workers):
+        for cell, result in _results(pending, Path(output_dir), workers, force):
             write_text(folder / f"{cell.id}.json", result)
             record = json.loads(result)
             n_failed += "error" in record
             if progress:
-                bar.write(_line(cell, record), file=sys.stderr)
+                bar.write(_line(cell, record, (content.get("report") or {}).get("metrics")), file=sys.stderr)
             bar.update()
     return GridRun(folder, write_report(folder), len(pending), len(chosen) - len(pending), n_failed)
 
 
-def run_cell(cell: Cell, output_dir: str | Path) -> str:
+def run_cell(cell: Cell, output_dir: str | Path, force: bool = False) -> str:
     """Run one cell and return the text of its result file; an exception becomes a failed cell's record."""
     from recbole_robust.quick_start import run_recbole_robust  # here, so that a grid can be read without torch
 
     place = {"schema_version": SCHEMA_VERSION, "command": cell.command(), "cell": cell.labels()}
-    keys = {"output_dir": str(output_dir), **RUN_DEFAULTS, **cell.keys}
+    keys = {"output_dir": str(output_dir), **RUN_DEFAULTS, **cell.keys, **({"force": True} if force else {})}
     try:
         result = run_recbole_robust(model=keys.pop("model"), dataset=keys.pop("dataset"), config_dict=keys)
-        return _to_text({**result, **place})
+        return _to_text({key: value for key, value in {**result, **place}.items() if key != "path"})
     except Exception as error:
         record = {**place, "error": " ".join(f"{type(error).__name__}: {error}".split())}
         if not isinstance(error, UserError):
@@ -105,15 +112,18 @@ def run_cell(cell: Cell, output_dir: str | Path) -> str:
         return _to_text(record)
 
 
-def _results(cells: Iterable[Cell], output_dir: Path, workers: int) -> Iterator[tuple[Cell, str]]:
+def _results(cells: Iterable[Cell], output_dir: Path, workers: int, force: bool) -> Iterator[tuple[Cell, str]]:
     """Each cell with the text of its result, in order of completion; the place where Ray workers will come in."""
     for cell in cells:
-        yield cell, run_cell(cell, output_dir)
+        yield cell, run_cell(cell, output_dir, force)
 
 
 def _chosen(cells: list[Cell], only: str | Sequence[str] | None) -> list[Cell]:
     wanted: dict[str, list[str]] = {}
-    for choice in [only] if isinstance(only, str) else only or []:
+    between = rf",(?=(?:{'|'.join(AXES)})=)"  # a comma that is not part of a label
+    for choice in [
+        one for text in ([only] if isinstance(only, str) else only or []) for one in re.split(between, text)
+    ]:
         axis, equals, pattern = choice.partition("=")
         if not equals or axis not in AXES:
             raise UserError(f"only: expected <axis>=<pattern> with an axis of {', '.join(AXES)}, got {choice!r}")
@@ -121,7 +131,10 @@ def _chosen(cells: list[Cell], only: str | Sequence[str] | None) -> list[Cell]:
 
     def matches(cell: Cell) -> bool:
         told = {axis: str(getattr(cell, axis) or "clean") if axis != "seed" else str(cell.seed) for axis in AXES}
-        return all(any(fnmatchcase(told[axis], pattern) for pattern in patterns) for axis, patterns in wanted.items())
+        return all(
+            any(told[axis] == pattern or fnmatchcase(told[axis], pattern) for pattern in patterns)
+            for axis, patterns in wanted.items()
+        )
 
     chosen = [cell for cell in cells if matches(cell)]
     if not chosen:
@@ -150,12 +163,15 @@ def _grid_file(grid: Mapping[str, Any], cells: list[Cell], source: str | None) -
     return _to_text({**told, "cells": [cell.id for cell in cells]})
 
 
-def _line(cell: Cell, record: Mapping[str, Any]) -> str:
+def _line(cell: Cell, record: Mapping[str, Any], wanted: Sequence[str] | None) -> str:
+    """One line a finished cell: the target hit ratio that the report starts with, or that of the largest K."""
     head = " | ".join([cell.dataset, cell.attack or "clean", cell.method, cell.target_set, f"seed {cell.seed}"])
     if "error" in record:
         return f"{head}: FAILED, {record['error']}"
     clean, attacked = record.get("clean") or {}, record.get("attacked") or {}
-    metric = next((name for name in (*clean, *attacked) if name.startswith("targethr@")), None)
+    found = [name for name in (*clean, *attacked) if name.startswith("targethr@")]
+    shown = [name for name in wanted or () if name in found] or sorted(found, key=lambda name: -int(name.split("@")[1]))
+    metric = shown[0] if shown else None
     parts = [f"{numbers[metric]:.4f}" for numbers in (clean, attacked) if metric in numbers]
     seconds = (record.get("seconds") or {}).get("total")
     took = f", {seconds:.1f} s" if isinstance(seconds, int | float) else ""

@@ -36,6 +36,7 @@ def apply() -> None:
     fix_collector()
     fix_download()
     quiet_pandas()
+    quiet_grad_scaler()
 
 
 # numpy ----------------------------------------------------------------------------------------------------------------
@@ -209,6 +210,11 @@ def recbole_checkpoints_allowed() -> Iterator[None]:
         yield
     finally:
         torch.load = load
+
+
+def quiet_grad_scaler() -> None:
+    """Silence torch's warning, once a training, that RecBole's trainer (:235) calls GradScaler by its old name."""
+    warnings.filterwarnings("ignore", category=FutureWarning, message=r".*torch\.cuda\.amp\.GradScaler")
 
 
 # RecBole itself -------------------------------------------------------------------------------------------------------

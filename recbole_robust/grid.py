@@ -31,11 +31,13 @@ from recbole_robust.report import REPORT_OPTIONS, load_published
 from recbole_robust.types import UserError
 
 AXES = ("dataset", "attack", "method", "target_set", "seed")
-RUN_DEFAULTS = {"baseline": "none", "show_progress": False}  # a grid compares methods by its own rows
+# A grid compares methods by its own rows, and keeps numbers, not weights.
+RUN_DEFAULTS = {"baseline": "none", "show_progress": False, "save_checkpoint": False, "log_tensorboard": False}
 _FIELDS = ("name", "datasets", "attacks", "methods", "target_sets", "seeds", "config", "report")
 _MAIN_KEY = {"datasets": "dataset", "attacks": "attack", "methods": "model", "target_sets": "target_items"}
 _OWNED = ("model", "dataset", "attack", "seed")  # set by the axes, so not by ``config``
-_PLACE = ("output_dir", "gpu_id", "show_progress")  # keys that say where or how loudly a cell runs, not what it is
+# Keys that say where a cell runs and what else it leaves there, not what it is.
+_PLACE = ("output_dir", "gpu_id", "show_progress", "save_checkpoint", "log_tensorboard", "cache_clean", "force")
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,8 @@ class Cell:
 
     def command(self) -> str:
         """The command line that makes this one cell."""
-        settings = {**RUN_DEFAULTS, **self.keys}
+        settings = {key: value for key, value in {**RUN_DEFAULTS, **self.keys}.items() if key not in _PLACE}
         first = {key: settings.pop(key) for key in _OWNED if key in settings}
-        del settings["show_progress"]
         options = [
             f"--{key}={_on_command_line(value)}" for key, value in _flat({**settings, "seed": first.pop("seed")})
         ]

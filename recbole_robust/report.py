@@ -143,7 +143,7 @@ def render_markdown(
                 lines += _markdown(table)
         if len(target_sets) > 1:
             lines += [f"## {_escape(dataset)}, all {len(target_sets)} target sets together", ""]
-            for table in _tables_of(here, metrics, None, order, undefended):
+            for table in _tables_of(here, metrics, None, order, undefended, pooled=True):
                 lines += _markdown(table)
     lines += _reproduce(entries, source) + _environment(results)
     lines += _list("Failed cells", [f"{_where(result)}: {result['error']}" for result in failed])
@@ -208,6 +208,7 @@ def _tables_of(
     published: Published | None,
     order: Mapping[str, Sequence[str]],
     undefended: str,
+    pooled: bool = False,
 ) -> Iterable[Table]:
     on_targets, accuracy = tables.metrics_of(entries, metrics)
     judged_by = next((metric for metric in on_targets if metric.startswith("targethr")), None)
@@ -218,7 +219,7 @@ def _tables_of(
         if metric == judged_by:
             table.notes += _strength(entries, metric, undefended, order)
         yield table
-    if accuracy:
+    if accuracy and not pooled:  # accuracy on clean data has nothing of the target set
         yield tables.accuracy_table("Accuracy, clean and attacked", entries, accuracy, order=order)
 
 
@@ -228,7 +229,7 @@ def _strength(entries: Sequence[Entry], metric: str, undefended: str, order: Map
     for attack, gate, n in tables.gates(entries, metric, undefended, order):
         p = "p < 0.001" if gate.p < 0.001 else f"p = {gate.p:.3f}"
         verdict = "saturated, judges no defense" if gate.saturated else "" if gate.significant else "judges no defense"
-        text = f"{attack}: lift {100 * gate.lift:+.1f} points, {p}, {n} pairs"
+        text = f"{attack}: lift {100 * gate.lift:+.1f} points, {p}, n = {n}"
         remarks.append(f"{text} ({verdict})" if verdict else text)
     if not remarks:
         return []

@@ -26,7 +26,8 @@ _PERCENT = re.compile(
 )
 _TARGET = re.compile(r"target|predictionshift|prediction_shift|rankshift|rank_shift")
 # Options of a run's command line that say where it ran, not what it is; the others tell its row or column apart.
-_PLACE = {"output_dir", "gpu_id", "use_gpu", "force", "compare_clean", "baseline", "show_progress", "data_path"}
+_PLACE = {"output_dir", "gpu_id", "use_gpu", "data_path", "force", "compare_clean", "baseline", "show_progress"}
+_PLACE |= {"save_checkpoint", "log_tensorboard", "cache_clean"}
 _AXES = {"model", "dataset", "attack", "defense", "seed"}
 _ATTACK_OPTIONS = re.compile(r"attack|filler_size|n_fillers|n_fake_users|poison")
 _TARGET_OPTIONS = re.compile(r"target_(?!hr)|n_targets")
@@ -100,7 +101,7 @@ def labels(entries: Iterable[Entry], axis: str, order: Mapping[str, Sequence[str
 
 
 def metrics_of(entries: Sequence[Entry], wanted: Sequence[str] | None) -> tuple[list[str], list[str]]:
-    """Names of the (target, accuracy) metrics that exist, of ``wanted`` or by default of :data:`METRICS`."""
+    """Names of the (target, accuracy) metrics that exist, of ``wanted``, by default of :data:`METRICS`."""
     found = {name for entry in entries for name in (*entry.clean, *entry.attacked)}
     if wanted is None:
         wanted = [name for base in METRICS for name in sorted(found, key=_by_cutoff) if name.split("@")[0] == base]
@@ -230,8 +231,9 @@ def _with_unit(metric: str) -> str:
 
 
 def _by_cutoff(metric: str) -> tuple[str, int]:
+    """Sort key: the largest K first, which is the one that a protocol judges by."""
     name, _, cutoff = metric.partition("@")
-    return name, int(cutoff) if cutoff.isdigit() else 0
+    return name, -int(cutoff) if cutoff.isdigit() else 0
 
 
 def _entries_of(result: Mapping[str, Any]) -> Iterable[Entry]:

@@ -174,7 +174,7 @@ class RobustTrainerMixin:
             "cur_step": self.cur_step,
             "best_valid_score": float(self.best_valid_score),
             "state_dict": self.model.state_dict(),
-            "other_parameter": {k: pack(v, k) for k, v in self.model.other_parameter().items()},
+            "other_parameter": pack_all(self.model.other_parameter()),
             "optimizer": self.optimizer.state_dict(),
         }
         save_atomically(state, kwargs.get("saved_model_file", self.saved_model_file))
@@ -187,7 +187,7 @@ class RobustTrainerMixin:
             "epoch": epoch,
             "valid_metrics": valid_metrics,
             "state_dict": self.model.state_dict(),
-            "other_parameter": {k: pack(v, k) for k, v in self.model.other_parameter().items()},
+            "other_parameter": pack_all(self.model.other_parameter()),
         }
         save_atomically(state, path)
 
@@ -267,6 +267,11 @@ def pack(value: Any, name: str) -> Any:
     if isinstance(value, np.generic):
         return {"kind": "plain", "data": value.item()}
     raise TypeError(f"other_parameter {name}: no safe form for a {type(value).__name__}")
+
+
+def pack_all(values: dict[str, Any]) -> dict[str, Any]:
+    """All of ``other_parameter``; sub-modules (DIN lists one) are in the ``state_dict`` already."""
+    return {name: pack(value, name) for name, value in values.items() if not isinstance(value, nn.Module)}
 
 
 def unpack(packed: dict[str, Any], device) -> Any:

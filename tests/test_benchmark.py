@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_robust.benchmark import run_grid
@@ -55,6 +55,7 @@ class FakeRun:
             "lift": {"targethr@50": high - 0.04},
             "seconds": {"total": 1.5},
             "n_genuine": np.int64(943),
+            "path": "/somewhere/result.json",
         }
 
 
@@ -85,6 +86,7 @@ def names(prefix: str) -> st.SearchStrategy[list[str]]:
     )
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     names("d"), names("a"), names("m"), names("t"), st.lists(st.integers(0, 99), min_size=1, max_size=4, unique=True)
 )
@@ -223,6 +225,8 @@ def test_whole_grid_writes_cells_and_report(tmp_path: Path, fake: Callable[..., 
         "seed": 0,
         "baseline": "none",
         "show_progress": False,
+        "save_checkpoint": False,
+        "log_tensorboard": False,
         "output_dir": str(tmp_path),
     }
     result = json.loads(next(done.folder.glob("ml_100k-Average_105_fillers-MF-default-seed1-*.json")).read_text())
@@ -234,7 +238,8 @@ def test_whole_grid_writes_cells_and_report(tmp_path: Path, fake: Callable[..., 
         "target_set": "default",
         "seed": 1,
     }
-    assert result["attacked"]["ndcg@50"] is None and result["n_genuine"] == 943
+    assert result["attacked"]["ndcg@50"] is None and result["n_genuine"] == 943 and "path" not in result
+    assert str(done) == str(done.report)  # what the command line prints
     assert result["command"].startswith("python run_recbole_robust.py --model=MF --dataset=ml-100k --attack=Average")
     page = done.report.read_text()
     assert page.startswith("# Small") and "Average, 105 fillers: attacked" in page and "(31.33)" in page
@@ -260,6 +265,7 @@ def test_killed_after_two_cells_it_goes_on(tmp_path: Path, fake: Callable[..., F
     again = fake()
     assert run_grid(GRID, output_dir=tmp_path / "killed", progress=False).n_run == 0 and not again.calls
     assert run_grid(GRID, output_dir=tmp_path / "killed", progress=False, force=True).n_run == 8
+    assert len(again.calls) == 8 and all(call["force"] for call in again.calls)
 
 
 def test_failure_is_recorded_and_the_others_go_on(tmp_path: Path, fake: Callable[..., FakeRun], capsys: Any) -> None:
@@ -342,7 +348,8 @@ def test_only(tmp_path: Path, fake: Callable[..., FakeRun]) -> None:
         GRID, output_dir=tmp_path, progress=False, only=["attack=Average*", "method=MF", "seed=0", "seed=1"]
     )
     assert done.n_run == 2 and {call["n_fillers"] for call in run.calls} == {105}
-    assert run_grid(GRID, output_dir=tmp_path, progress=False, only="attack=Random").n_run == 4
+    assert run_grid(GRID, output_dir=tmp_path, progress=False, only="attack=Random,method=MF").n_run == 2
+    assert run_grid(GRID, output_dir=tmp_path, progress=False, only="method=MF, decay 3e-5,seed=[01]").n_run == 4
     with pytest.raises(UserError, match=r"attack: Random, Average, 105 fillers"):
         run_grid(GRID, output_dir=tmp_path, progress=False, only="attack=Rnd")
     with pytest.raises(UserError, match="<axis>=<pattern>"):

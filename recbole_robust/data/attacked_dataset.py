@@ -63,7 +63,8 @@ class AttackedMixin(PandasSafeDataset):
         for name in (self.config["RATING_FIELD"], self.time_field):
             if load_col and name not in load_col:
                 load_col = load_col | {name}
-                self._hidden.append(name)
+                if name != self.time_field or not hasattr(self, "data_augmentation"):  # sequences need their times
+                    self._hidden.append(name)
             elif unload_col and name in unload_col:
                 unload_col = unload_col - {name}
                 self._hidden.append(name)

@@ -121,7 +121,7 @@ class TargetPass:
         rows, label = split.inter_feat, split.label_field
         keep = rows[label] > 0 if label in rows else torch.ones(len(rows), dtype=torch.bool)
         users, items = rows[split.uid_field][keep], rows[split.iid_field][keep]
-        seen = torch.from_numpy(np.asarray(self.seen[users.numpy(), items.numpy()]).ravel() > 0)
+        seen = torch.from_numpy(np.asarray(self.seen[np.array(users), np.array(items)]).ravel() > 0)
         asked = row_of_user[users] >= 0
         return row_of_user[users[asked & ~seen]], items[asked & ~seen]
 

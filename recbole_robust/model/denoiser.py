@@ -27,6 +27,10 @@ class RunningMoments(nn.Module):
         mean ``(dim,)``, var ``(dim,)``; inputs and outputs ``(..., dim)``.
     """
 
+    mean: Tensor
+    var: Tensor
+    n_batches: Tensor
+
     def __init__(self, dim: int, momentum: float = 0.01, eps: float = 1e-12):
         super().__init__()
         self.momentum = momentum
@@ -40,7 +44,8 @@ class RunningMoments(nn.Module):
         """Moves the moments towards those of a batch. Shape: ``(B, dim)``."""
         if x.shape[0] < 2:  # one row has no spread
             return
-        weight = torch.where(self.n_batches == 0, 1.0, self.momentum)
+        first = (self.n_batches == 0).to(x)  # a number on the device: a branch would wait for it
+        weight = first + (1 - first) * self.momentum
         var, mean = torch.var_mean(x, dim=0)
         self.mean.lerp_(mean, weight)
         self.var.lerp_(var, weight)
@@ -98,6 +103,8 @@ class Denoiser(nn.Module):
         - x: ``(B, dim)``; sigma: ``(B, 1)``
         - Output: ``(B, dim)``
     """
+
+    frequencies: Tensor
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()

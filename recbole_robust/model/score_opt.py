@@ -9,6 +9,7 @@ Reference:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -18,7 +19,6 @@ Noise = Sequence[tuple[Tensor, Tensor]]
 
 OBJECTIVES = ("sr", "diff", "mse")
 OPTIMISERS = ("sgd", "adam")
-GRADIENTS = ("exact", "skip")
 
 
 class FixedDenoiser(Protocol):
@@ -50,8 +50,8 @@ def score_opt(
     ``R = |D(x_t) - D(a_t)|^2`` (``sr``, Algorithm 1), ``0`` (``diff``) or ``|x - x_a|^2`` (``mse``, eq. 10).
 
     The squares are summed over a row, so that rows do not know of each other and the step size does not depend on the
-    batch. For a Gaussian prior N(mu, v) and its best denoiser ``D(x) = c x + (1 - c) mu``, ``c = v / (v + sigma^2)``, the
-    limit of ``sr`` with weight 1 is ``((1-c)^2 mu + c^2 x_a) / ((1-c)^2 + c^2)``, and ``lr < 1`` is always stable.
+    batch. For a Gaussian prior N(mu, v) and its best denoiser ``D(x) = c x + (1 - c) mu``, ``c = v / (v + sigma^2)``,
+    the limit of ``sr`` with weight 1 is ``((1-c)^2 mu + c^2 x_a) / ((1-c)^2 + c^2)``; ``lr < 1`` is always stable.
 
     Arguments:
         denoiser: D at the noise level sigma; standardised data.
@@ -70,14 +70,15 @@ def score_opt(
         - Output: ``(B, dim)``; it carries gradients where x_a does.
     """
     x, anchor, anchor_noise = x_a, None, None
-    moment1 = moment2 = 0.0
+    pullback: Callable[[Tensor], Tensor]
+    moment1 = moment2 = x_a.new_zeros(())
     for step in range(steps):
         e1, e2 = noise[step] if noise is not None else (None, None)
         x_t = x if e1 is None else torch.add(x, e1, alpha=denoiser.sigma)
         if gradient == "exact":
             denoised, pullback = denoiser.linearise(x_t)
         else:
-            denoised, pullback = denoiser(x_t), denoiser.c_skip.__mul__
+            denoised, pullback = denoiser(x_t), partial(torch.mul, denoiser.c_skip)
         residual = denoised - x
         cotangent = residual
         if objective == "sr":
@@ -130,10 +131,10 @@ def diffused_kl(clean: Tensor, attacked: Tensor, sigma: Tensor) -> Tensor:
     return 0.5 * ((q / p).log() + (p + (mean_p - mean_q) ** 2) / q - 1).sum(dim=1)
 
 
-def kl_ratio_sigma(
+def t_star(
     clean: Tensor, attacked: Tensor, ratio: float, sigma_min: float, sigma_max: float, cap: float = 1.0
 ) -> float:
-    """t*: the smallest of 32 noise levels, in logarithmic steps, where the KL is ``ratio`` of that without noise.
+    """The smallest of 32 noise levels, in logarithmic steps, where the KL is ``ratio`` of that without noise.
 
     At most ``cap`` (in units of the data's standard deviation), also where no level reaches the ratio.
 

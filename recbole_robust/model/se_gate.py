@@ -33,7 +33,6 @@ class SEGate(nn.Module):
     def __init__(self, dim: int, heads: int, reduction: int = 2, excite: str = "head", bias_init: float = -3.0):
         super().__init__()
         self.heads = heads
-        self.bias_init = bias_init
         self.width = dim // heads
         hidden = max(heads // reduction, 2)
         self.w1 = nn.Linear(heads, hidden, bias=False)
@@ -53,3 +52,14 @@ class SEGate(nn.Module):
         if s.shape[-1] == self.heads:
             s = s.unsqueeze(-1).expand(*s.shape, self.width).reshape(x.shape)
         return s
+
+    def rank(self, u: Tensor, v: Tensor, weight: Tensor) -> Tensor:
+        """``sum(weight * (1 - S) * u * v)`` of every pair for ``excite: head``, without making any ``x = u * v``.
+
+        z_h and the head's share of the sum are both inner products of the heads of u and v.
+
+        Shape: u ``(B, dim)``, v ``(I, dim)``, weight ``(dim,)`` -> ``(B, I)``.
+        """
+        u, v, weight = (t.unflatten(-1, (self.heads, self.width)) for t in (u, v, weight))
+        keep = 1 - self.excite(torch.einsum("bhk,ihk->bih", u, v) / self.width)
+        return (keep * torch.einsum("bhk,ihk->bih", weight * u, v)).sum(dim=-1)
