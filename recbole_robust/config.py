@@ -11,41 +11,40 @@ import hashlib
 import json
 import logging
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import recbole
-import yaml
+import torch
 from recbole.config import Config as RecBoleConfig
 from recbole.evaluator.register import metric_types
 from recbole.utils import EvaluatorType, InputType, ModelType
 
 from recbole_robust import registry
 from recbole_robust.compat import set_numpy_aliases
-from recbole_robust.config_checks import check_values
+from recbole_robust.config_checks import (
+    YamlLoader,
+    check_explicit,
+    check_kinds,
+    check_values,
+    complaint_of_recbole,
+    parse_value,
+    read_yaml,
+)
 from recbole_robust.properties_path import properties_dir
+from recbole_robust.registry import available, known_keys, property_file
 from recbole_robust.types import UserError
 
 logger = logging.getLogger(__name__)
 
-# Keys that RecBole reads somewhere but that stand in none of its lists and YAML files.
-RECBOLE_SILENT_KEYS = {
-    "model", "dataset", "encoding", "tail_ratio", "additional_feat_suffix", "numerical_features", "discretization",
-    "loss_type", "reg_weight", "wandb_project", "worker", "shuffle", "enable_amp", "enable_scaler", "require_pow",
-    "transform", "entity_kg_num_interval", "relation_kg_num_interval", "kg_reverse_r", "MASK_INDEX", "mask_ratio",
-    "nproc", "world_size", "ip", "port", "offset", "local_rank", "pretrain_path", "pre_model_path",
-}  # fmt: skip
-
 # Keys whose value does not change a result: they are no part of a run's identity.
 DISPLAY_KEYS = {
-    "output_dir", "gpu_id", "use_gpu", "show_progress", "state", "force", "checkpoint_dir", "log_wandb", "wandb_project",
-    "log_tensorboard", "save_dataset", "save_dataloaders", "dataset_save_path", "dataloaders_save_path", "data_path",
-    "device", "local_rank", "single_spec", "eval_type", "config_files", "worker", "poison_hash", "compare_clean",
-    "valid_metric_bigger", "loss_decimal_place", "save_checkpoint", "cache_clean",
+    "output_dir", "gpu_id", "use_gpu", "show_progress", "state", "force", "checkpoint_dir", "log_wandb",
+    "wandb_project", "log_tensorboard", "save_dataset", "save_dataloaders", "dataset_save_path", "dataloaders_save_path",
+    "data_path", "device", "local_rank", "single_spec", "eval_type", "config_files", "worker", "poison_hash", "nproc",
+    "compare_clean", "valid_metric_bigger", "loss_decimal_place", "save_checkpoint", "cache_clean",
 }  # fmt: skip
 
 # Keys of an attack: what a clean training does not depend on.
@@ -55,44 +54,9 @@ POISON_KEYS = (
 )  # fmt: skip
 TARGET_KEYS = ("target_items", "n_targets", "target_choice", "target_seed", "target_hr_denominator")
 MERGED_KEYS = ("attack_args", "defense_args")  # mappings that are merged key by key instead of replaced
-
-
-class _YamlLoader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-3 as a number, as RecBole's does."""
-
-
-_YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        UserError: no such file, not YAML, or not a mapping.
-    """
-    try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_YamlLoader)  # a SafeLoader
-    except OSError as error:
-        raise UserError(f"config file {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"config file {path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if content is not None and not isinstance(content, dict):
-        raise UserError(f"config file {path}: expected a mapping of keys, got {type(content).__name__}")
-    return content or {}
-
-
-def parse_value(text: Any) -> Any:
-    """The value of a command-line string: YAML (numbers, lists, mappings), with Python's ``None`` and ``True`` too."""
-    if not isinstance(text, str):
-        return text
-    if text in ("None", ""):
-        return None if text else ""
-    try:
-        return yaml.load(text, Loader=_YamlLoader)  # a SafeLoader
-    except yaml.YAMLError:
-        return text
+COUNT_OF = {"attack_size": "n_fake_users", "filler_size": "n_fillers"}  # a fraction, and the count that says the same
+NONE_KEYS = ("attack", "defense", "preset", "base_model", "poison", "heldout_file")  # "none" and "" mean no value here
+METRICS_WITHOUT_K = ("gauc", "targetrank")  # ranking metrics that have one value, not one a K
 
 
 def merge(into: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,37 +67,6 @@ def merge(into: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
         else:
             into[key] = value
     return into
-
-
-def property_file(kind: str, name: str) -> Path:
-    return properties_dir() / kind / f"{name}.yaml"
-
-
-def available(kind: str) -> list[str]:
-    return sorted(path.stem for path in (properties_dir() / kind).glob("*.yaml"))
-
-
-@lru_cache(maxsize=1)
-def known_keys() -> tuple[frozenset[str], dict[str, frozenset[str]]]:
-    """All keys there are, and of those that only models have: key to the models that have it."""
-    lists = RecBoleConfig.__new__(RecBoleConfig)
-    RecBoleConfig._init_parameters_category(lists)
-    general = RECBOLE_SILENT_KEYS | {key for keys in lists.parameters.values() for key in keys}
-    by_model: dict[str, set[str]] = {}
-    for root in (Path(recbole.__file__).parent / "properties", properties_dir()):
-        for path in root.rglob("*.yaml"):
-            if path.parent.name in ("sweep", "benchmark") or "url" in path.stem:
-                continue
-            for key in read_yaml(path):
-                if path.parent.name == "model":
-                    by_model.setdefault(key, set()).add(path.stem.split("-")[0])
-                else:
-                    general.add(key)
-    for path in (properties_dir() / "protocol").glob("*.yaml"):
-        protocol = read_yaml(path)
-        for section in (protocol.get("explicit_recipe", {}), *protocol.get("per_dataset", {}).values()):
-            general |= set(section)
-    return frozenset(general), {key: frozenset(models) for key, models in by_model.items() if key not in general}
 
 
 class Config(RecBoleConfig):
@@ -160,52 +93,65 @@ class Config(RecBoleConfig):
     ) -> None:
         self._command_line = command_line
         self._source: dict[str, str] = {}
+        self._layers: list[dict[str, Any]] = []
         self._dotted: dict[tuple[str, ...], Any] = {}
         super().__init__(model, dataset, config_file_list, config_dict)
-        check_values(self.final_config_dict)
 
     # --- what the user gives -------------------------------------------------------------------------------------
 
     def compatibility_settings(self) -> None:
         set_numpy_aliases()
 
-    def _build_yaml_loader(self) -> type[yaml.SafeLoader]:
-        return _YamlLoader
+    def _init_parameters_category(self) -> None:
+        super()._init_parameters_category()  # RecBole appends to these lists, which are the module's own
+        self.parameters = {name: list(keys) for name, keys in self.parameters.items()}
+
+    def _build_yaml_loader(self) -> type[YamlLoader]:
+        return YamlLoader
 
     def _load_config_files(self, file_list) -> dict[str, Any]:
-        merged: dict[str, Any] = {}
-        for path in file_list or []:
-            merge(merged, self._expand_dots(read_yaml(path), str(path)))
-        return merged
+        for path in [file_list] if isinstance(file_list, (str, Path)) else file_list or []:
+            self._add_layer(read_yaml(path), str(path))
+        return {}
 
     def _load_variable_config_dict(self, config_dict) -> dict[str, Any]:
-        return self._expand_dots({k: parse_value(v) for k, v in (config_dict or {}).items()}, "config_dict")
+        self._add_layer({k: parse_value(v, k) for k, v in (config_dict or {}).items()}, "config_dict")
+        return {}
 
     def _load_cmd_line(self) -> dict[str, Any]:
         given = self._command_line
         if not isinstance(given, Mapping):
             pairs = [argument.removeprefix("--").partition("=") for argument in given]
             given = {key: value for key, _, value in pairs}
-        return self._expand_dots({k: parse_value(v) for k, v in given.items()}, "command line")
+        self._add_layer({k: parse_value(v, k) for k, v in given.items()}, "command line")
+        return {}
 
-    def _expand_dots(self, keys: Mapping[str, Any], source: str) -> dict[str, Any]:
-        """Turn ``attack_args.epochs`` into a nested mapping; remember where each key came from."""
-        plain: dict[str, Any] = {}
-        for key, value in keys.items():
-            name, *path = str(key).split(".")
-            self._source[name] = source
-            if not path:
-                merge(plain, {name: value})
-            elif name in MERGED_KEYS and len(path) == 1:
-                plain[name] = {**(plain.get(name) or {}), path[0]: value}
-            else:
-                self._dotted[(name, *path)] = value
-        return plain
+    def _add_layer(self, keys: Mapping[Any, Any], source: str) -> None:
+        """Keep a layer of the user's keys, each with where it came from. The user's own objects stay as they are."""
+        layer = {str(key): copy.deepcopy(value) for key, value in keys.items()}
+        self._source.update({key.split(".")[0]: source for key in layer})
+        self._layers.append(layer)
 
     def _merge_external_config_dict(self) -> None:
-        self.external_config_dict = {}
-        for layer in (self.file_config_dict, self.variable_config_dict, self.cmd_config_dict):
-            merge(self.external_config_dict, layer)
+        """One mapping of all layers. ``attack_args.x`` is merged; ``eval_args.mode`` waits for the final values."""
+        self.external_config_dict: dict[str, Any] = {}
+        for layer in self._layers:
+            plain = {key: value for key, value in layer.items() if "." not in key}
+            for path in [path for path in self._dotted if path[0] in plain]:
+                del self._dotted[path]  # an earlier layer's part of what is replaced whole
+            for key in plain.keys() & set(NONE_KEYS):
+                if plain[key] in ("", "none", "None"):
+                    plain[key] = None
+            for fraction, count in COUNT_OF.items():
+                if plain.get(fraction) is not None:
+                    plain.setdefault(count, None)  # a fraction wins over the count of an earlier layer
+            merge(self.external_config_dict, plain)
+            for key in layer.keys() - plain.keys():
+                name, *path = key.split(".")
+                if name in MERGED_KEYS and len(path) == 1 and isinstance(plain.get(name, {}), Mapping):
+                    merge(self.external_config_dict, {name: {path[0]: layer[key]}})
+                else:
+                    self._dotted[(name, *path)] = layer[key]
 
     # --- what the names stand for ---------------------------------------------------------------------------------
 
@@ -217,7 +163,7 @@ class Config(RecBoleConfig):
                 raise UserError(f"{key}: expected a name, got none; say --{key}=<name>")
         if not isinstance(dataset, str) or dataset != os.path.basename(dataset) or dataset in ("", ".", ".."):
             raise UserError(f"dataset: expected the name of a folder in data_path, got {dataset!r}")
-        model_class = registry.get_model(str(model)) if not isinstance(model, type) else model
+        model_class = registry.get_model(model) if not isinstance(model, type) else model
         return super()._get_model_and_dataset(model_class, dataset)
 
     def _load_internal_config_dict(self, model, model_class, dataset) -> None:
@@ -233,7 +179,7 @@ class Config(RecBoleConfig):
         for kind, names in (("attack", registry.ATTACKS), ("defense", registry.DEFENSES)):
             name = self._external(kind)
             if name is not None:
-                if name not in names:
+                if not isinstance(name, str) or name not in names:
                     raise registry.unknown(kind, name, names)
                 merge(own, read_yaml(property_file(kind, name)))
         self._apply_protocol(model_class, dataset)
@@ -272,11 +218,11 @@ class Config(RecBoleConfig):
     def _check_keys(self, model: str) -> None:
         general, by_model = known_keys()
         known = general | set(by_model) | set(self.internal_config_dict)
-        for key in [*self.external_config_dict, *(path[0] for path in self._dotted)]:
+        for key in dict.fromkeys([*self.external_config_dict, *(path[0] for path in self._dotted)]):
             if key not in known:
-                error = registry.unknown("key", key, known)
-                raise UserError(f"{error} (in {self._source.get(key, 'the call')})" if "did you" in str(error) else
-                                f"unknown key {key!r} (in {self._source.get(key, 'the call')})")  # fmt: skip
+                error = str(registry.unknown("key", key, known))
+                error = error if "did you mean" in error else f"unknown key {key!r}"
+                raise UserError(f"{error} (in {self._source.get(key, 'the call')})")
             if key not in general and key not in self.internal_config_dict:
                 owners = ", ".join(sorted(by_model[key])[:3])
                 logger.warning("key %s is not one of %s's (it is one of %s's): ignored", key, model, owners)
@@ -284,48 +230,68 @@ class Config(RecBoleConfig):
     # --- the final values -----------------------------------------------------------------------------------------
 
     def _get_final_config_dict(self) -> dict[str, Any]:
+        check_kinds(self.internal_config_dict, self.external_config_dict)
         final = merge(dict(self.internal_config_dict), self.external_config_dict)
         for path, value in self._dotted.items():
             node = final
-            for step in path[:-1]:
+            for depth, step in enumerate(path[:-1], start=1):
+                if not isinstance(node.get(step) or {}, Mapping):
+                    name = ".".join(path[:depth])
+                    raise UserError(f"{'.'.join(path)}: expected {name} to have parts, but it is {node[step]!r}")
                 node[step] = dict(node.get(step) or {})
                 node = node[step]
             node[path[-1]] = value
-        for count, fraction in (("n_fake_users", "attack_size"), ("n_fillers", "filler_size")):
-            if fraction in self.external_config_dict and count not in self.external_config_dict:
-                final[count] = None  # the user's fraction wins over a count of ours
+        final["protocol"] = self.protocol_name
+        check_values(final)
+        self._check_names(final)
         if final.get("use_gpu") is False:
             final["gpu_id"] = ""
-        final["protocol"] = self.protocol_name
-        if getattr(self.model_class, "feedback", "implicit") == "explicit":
-            if final.get("threshold"):
-                raise UserError(f"threshold: expected none, since {self.model} learns ratings, got {final['threshold']}")
+        if self._is_explicit(self.model_class):
+            check_explicit(final, self.model)
             final["normalize_all"] = False  # ratings stay in stars
-        for key in ("output_dir", "data_path"):
-            final[key] = str(final[key])
-        final["checkpoint_dir"] = final.get("checkpoint_dir") or "saved"
-        if not os.path.isabs(final["checkpoint_dir"]):
-            final["checkpoint_dir"] = os.path.join(final["output_dir"], final["checkpoint_dir"])
+        final["checkpoint_dir"] = os.path.join(final["output_dir"], final.get("checkpoint_dir") or "saved")
         return final
+
+    def _check_names(self, final: dict[str, Any]) -> None:
+        """What names other things: models, hyper-parameters of the attack and the defense, rows to hold out."""
+        if str(final["baseline"]) not in ("auto", "none", "None"):
+            registry.get_model(final["baseline"], "baseline")
+        if final["base_model"] is not None:
+            registry.get_model(final["base_model"], "base_model")
+            if not getattr(self.model_class, "wraps_base_model", False):
+                raise UserError(
+                    f"base_model: expected none, since {self.model} wraps no model, got {final['base_model']!r}"
+                )
+        if final["attack"] is not None:
+            registry.build_attack(final["attack"], final["attack_args"])
+        for kind in ("attack", "defense"):
+            if final[kind] is None and final[f"{kind}_args"]:
+                logger.warning("%s_args without %s: ignored", kind, kind)
+        split, order = final["eval_args"].get("split"), final["eval_args"].get("order")
+        if final["tune"] and split != {"LS": "test_only"}:
+            raise UserError(f"tune: expected eval_args.split {{'LS': 'test_only'}}, got {split}")
+        if final["heldout_file"] and "LS" not in (split or {}):
+            raise UserError(f"heldout_file: expected eval_args.split {{'LS': ...}}, got {split}")
+        if final["MODEL_TYPE"] == ModelType.SEQUENTIAL and order not in (None, "TO"):
+            raise UserError(f"eval_args.order: expected TO for the sequential model {self.model}, got {order}")
 
     def _set_default_parameters(self) -> None:
         final = self.final_config_dict
-        check_values(final)
-        metrics = [final["metrics"]] if isinstance(final["metrics"], str) else list(final["metrics"] or [])
-        for metric in metrics:
-            if str(metric).lower() not in metric_types:
-                raise registry.unknown("metric", metric, metric_types)
-        if metrics and all(metric_types[m.lower()] == EvaluatorType.RANKING for m in metrics):
-            have = {m.lower() for m in metrics}
-            metrics += [m for m in final["always_metrics"] if m.lower() not in have]
-        final["metrics"] = metrics
+        if self._own_model() and "loss_type" in final:
+            choices = getattr(self.model_class, "loss_types", ("MSE", "BPR"))
+            if final["loss_type"] not in choices:
+                raise UserError(f"loss_type: expected one of {', '.join(choices)}, got {final['loss_type']!r}")
+        self._complete_metrics(final)
         user_data_path = final["data_path"]
         try:
             super()._set_default_parameters()
-        except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError) as error:
-            raise UserError(f"config: {error}") from None
+        except Exception as error:
+            complaint = complaint_of_recbole(error)
+            if complaint is None:
+                raise
+            raise UserError(f"config: {complaint}") from None
         placed = os.path.join(user_data_path, self.dataset)
-        if os.path.isfile(os.path.join(placed, f"{self.dataset}.inter")):
+        if any(Path(placed).glob(f"{self.dataset}*.inter")):
             final["data_path"] = placed  # RecBole takes its own copy of ml-100k even where the user has placed one
         if final["MODEL_TYPE"] != ModelType.SEQUENTIAL and final.get("loss_type") == "BPR" and self._own_model():
             final["MODEL_INPUT_TYPE"] = InputType.PAIRWISE
@@ -333,25 +299,57 @@ class Config(RecBoleConfig):
                 "distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False, "candidate_num": 0,
             }  # fmt: skip
 
+    def _complete_metrics(self, final: dict[str, Any]) -> None:
+        """Measure ``always_metrics`` beside ranking metrics, and the metric that selects.
+
+        Where the user names K but no ``valid_metric``, the default one takes the largest K.
+
+        Raises:
+            UserError: a ``valid_metric`` of the user's that no evaluation reports; RecBole would end in a KeyError.
+        """
+        metrics = [final["metrics"]] if isinstance(final["metrics"], str) else list(final["metrics"])
+        ks = [final["topk"]] if isinstance(final["topk"], int) else list(final["topk"])
+        selects, at, k = final["valid_metric"].partition("@")
+        ranking = metric_types[metrics[0].lower()] == EvaluatorType.RANKING
+        extra = (final["always_metrics"] or []) if ranking else []
+        if (metric_types[selects.lower()] == EvaluatorType.RANKING) is ranking:
+            extra = [*extra, selects]
+        elif "valid_metric" in self.external_config_dict:
+            raise UserError(f"valid_metric: expected a metric of the kind of {metrics[0]}, got {final['valid_metric']}")
+        else:
+            final["valid_metric"] = selects = metrics[0]
+        for metric in extra:
+            if metric.lower() not in [m.lower() for m in metrics]:
+                metrics.append(metric)
+        final["metrics"] = metrics
+        has_k = ranking and selects.lower() not in METRICS_WITHOUT_K
+        if "valid_metric" not in self.external_config_dict:
+            if has_k and k not in map(str, ks):
+                final["valid_metric"] = f"{selects}@{max(ks)}"
+        elif has_k != bool(at) or (has_k and k not in map(str, ks)):
+            known = ", ".join(f"{selects}@{k}" for k in ks) if has_k else selects
+            raise UserError(f"valid_metric: expected {known} (K is one of topk), got {final['valid_metric']!r}")
+
     def _own_model(self) -> bool:
         return registry.MODELS.get(self.model) is self.model_class
 
-    def _set_eval_neg_sample_args(self, phase) -> None:
-        try:
-            super()._set_eval_neg_sample_args(phase)
-        except ValueError as error:
-            raise UserError(f"eval_args.mode: {error}") from None
-
     def _init_device(self) -> None:
-        """RecBole overwrites CUDA_VISIBLE_DEVICES by ``gpu_id``; where it is set (by Ray, say) it stays and wins."""
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if visible is not None and self.final_config_dict["gpu_id"] != "":
-            self.final_config_dict["gpu_id"] = visible
-        super()._init_device()
-        if visible is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = visible
-        elif self.final_config_dict["gpu_id"] == "":
-            del os.environ["CUDA_VISIBLE_DEVICES"]
+        """RecBole's choice of a device, by its number and without a change of ``CUDA_VISIBLE_DEVICES``.
+
+        Where that variable is set (by Ray, say) it wins over ``gpu_id``.
+        """
+        final, visible = self.final_config_dict, os.environ.get("CUDA_VISIBLE_DEVICES")
+        numbers = final["gpu_id"] if isinstance(final["gpu_id"], (list, tuple)) else [final["gpu_id"]]
+        wanted = ",".join(str(number) for number in numbers if number is not None)
+        final.update(single_spec=True, local_rank=0, gpu_id=wanted if visible is None or not wanted else visible)
+        final["device"] = torch.device("cpu")
+        if wanted and torch.cuda.is_available():
+            number = int(wanted.split(",")[0]) if visible is None else 0
+            if number >= torch.cuda.device_count():
+                raise UserError(f"gpu_id: expected less than {torch.cuda.device_count()} (the GPUs), got {wanted}")
+            if number or torch.cuda.is_initialized():
+                torch.cuda.set_device(number)  # some models of RecBole's say "cuda" without a number
+            final["device"] = torch.device("cuda", number)
 
     # --- what others ask of it ------------------------------------------------------------------------------------
 
@@ -377,9 +375,25 @@ class Config(RecBoleConfig):
         return {key: _jsonable(self.final_config_dict[key]) for key in keys}
 
     def key(self, without: Iterable[str] = ()) -> str:
-        """Twelve hexadecimal digits of the SHA-256 of the resolved keys, less some."""
+        """Twelve hexadecimal digits of the SHA-256 of the resolved keys, less some, and of the data's files."""
         kept = {k: v for k, v in self.resolved().items() if k not in set(without)}
+        kept["files"] = _digests([*Path(self["data_path"]).glob(f"{self.dataset}.*"), self["heldout_file"]])
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _digests(paths: Iterable[str | Path | None]) -> list[str]:
+    """SHA-256 of the files that are there, by name: equal data have an equal key wherever they lie."""
+    files = sorted((path for path in map(Path, filter(None, paths)) if path.is_file()), key=lambda path: path.name)
+    return [_digest(str(path), (path.stat().st_size, path.stat().st_mtime_ns)) for path in files]
+
+
+@lru_cache(maxsize=32)
+def _digest(path: str, stamp: tuple[int, int]) -> str:
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()
 
 
 def _jsonable(value: Any) -> Any:

@@ -1,12 +1,98 @@
-"""Which values a key may have: one table, one clear line for a value that is out of it."""
+"""The values of keys: how text becomes one (parsed, never evaluated), and which of them a key may have."""
 
 from __future__ import annotations
 
+import dis
 import math
+import os
+import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import recbole
+import yaml
+from recbole.evaluator.register import metric_types
+from recbole.utils import EvaluatorType
+
 from recbole_robust.types import TARGET_MODES, UserError
+
+# --- text to values ---------------------------------------------------------------------------------------------------
+
+
+class YamlLoader(yaml.SafeLoader):
+    """Safe YAML that reads 1e-3 as a number, as RecBole's does."""
+
+
+YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+# What a bare word of the command line may be other than text. YAML's other readings (``off``, ``010``, ``1:30`` and
+# ``2020-01-01`` are false, 8, 90 and a date) would spoil item tokens and choices.
+_BARE = {
+    "null": re.compile(r"~|null|Null|NULL|None"),
+    "bool": re.compile(r"true|True|TRUE|false|False|FALSE"),
+    "int": re.compile(r"[-+]?(?:0|[1-9][0-9_]*)"),
+    "float": re.compile(r"[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf)|\.nan"),
+}
+
+
+class _ValueLoader(yaml.SafeLoader):
+    """Safe YAML in which a bare word is what :data:`_BARE` says, else text."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own
+
+
+for _kind, _pattern in _BARE.items():
+    _ValueLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern.pattern})$"), None)
+_ValueLoader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("^$"), [""])
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        UserError: no such file, not YAML, or not a mapping.
+    """
+    try:
+        content = yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader=YamlLoader)  # a SafeLoader
+    except OSError as error:
+        raise UserError(f"config file {path}: {error.strerror or error}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"config file {path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if content is not None and not isinstance(content, dict):
+        raise UserError(f"config file {path}: expected a mapping of keys, got {type(content).__name__}")
+    return content or {}
+
+
+def parse_value(text: Any, key: str = "value") -> Any:
+    """The value of a command-line string: a number, true or false, ``None``, a [list], a {mapping}, else the text.
+
+    Raises:
+        UserError: ``{rating:3}``, which YAML reads as one long key without a value.
+    """
+    if not isinstance(text, str):
+        return text
+    bare = text.strip()
+    if bare[:1] in ("[", "{", "'", '"') or any(pattern.fullmatch(bare) for pattern in _BARE.values()):
+        try:
+            value = yaml.load(bare, Loader=_ValueLoader)  # a SafeLoader
+        except (yaml.YAMLError, ValueError):
+            return text
+        if _lacks_blank(value):
+            raise UserError(f"{key}: expected a blank after each colon, as in {{rating: 3}}, got {text}")
+        return value
+    return text
+
+
+def _lacks_blank(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any((v is None and ":" in str(k)) or _lacks_blank(v) for k, v in value.items())
+    return isinstance(value, list) and any(_lacks_blank(entry) for entry in value)
+
+
+# --- which values a key may have --------------------------------------------------------------------------------------
 
 Check = tuple[str, Callable[[Any], bool]]
 
@@ -19,8 +105,9 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def whole(low: int) -> Check:
-    return f"a whole number >= {low}", lambda v: _is_int(v) and v >= low
+def whole(low: int, high: float = math.inf) -> Check:
+    expected = f"a whole number >= {low}" if high == math.inf else f"a whole number from {low} to {high}"
+    return expected, lambda v: _is_int(v) and low <= v <= high
 
 
 def number(low: float, high: float = math.inf, open_low: bool = False) -> Check:
@@ -29,13 +116,70 @@ def number(low: float, high: float = math.inf, open_low: bool = False) -> Check:
 
 
 def one_of(*choices: Any) -> Check:
-    return f"one of {', '.join(map(str, choices))}", lambda v: v in choices
+    return f"one of {', '.join(map(str, choices))}", lambda v: any(
+        v is c or (v == c and type(v) is type(c)) for c in choices
+    )
+
+
+def either(first: Check, second: Check) -> Check:
+    return f"{first[0]} or {second[0]}", lambda v: first[1](v) or second[1](v)
+
+
+def list_of(what: Check, at_least: int = 1) -> Check:
+    return (
+        f"a list of {what[0].removeprefix('a ')}{' (at least one)' if at_least else ''}",
+        lambda v: isinstance(v, (list, tuple)) and len(v) >= at_least and all(what[1](entry) for entry in v),
+    )
+
+
+def keyed(**entries: Check) -> Check:
+    """A mapping with none but these keys."""
+    expected = "; ".join(f"{key}: {check[0]}" for key, check in entries.items())
+
+    def allows(value: Any) -> bool:
+        return isinstance(value, Mapping) and all(k in entries and entries[k][1](v) for k, v in value.items())
+
+    return f"a mapping of {expected}", allows
 
 
 FLAG: Check = ("true or false", lambda v: isinstance(v, bool))
+TEXT: Check = ("text", lambda v: isinstance(v, str) and bool(v.strip()))
+MAPPING: Check = ("a mapping", lambda v: isinstance(v, Mapping))
+TOKEN: Check = ("a token", lambda v: isinstance(v, (str, int, float)) and not isinstance(v, bool) and v == v)
+EMPTY: Check = ("none", lambda v: v in (None, "None", "none"))
+INTERVAL: Check = (
+    "an interval such as '[5,inf)'",
+    lambda v: isinstance(v, str) and bool(re.fullmatch(r"\s*[\[(]\s*[^,;]+,[^,;]+[\])]\s*(;.*)?", v)),
+)
+RATIOS: Check = (
+    "three shares, not all 0",
+    lambda v: isinstance(v, (list, tuple)) and len(v) == 3 and all(_is_number(x) and x >= 0 for x in v) and sum(v) > 0,
+)
+MODE: Check = (
+    "full, labeled, uniN or popN",
+    lambda v: isinstance(v, str) and bool(re.fullmatch(r"full|labeled|(uni|pop)[1-9][0-9]*", v)),
+)
+SPLIT = ("one of {'RS': [0.8, 0.1, 0.1]}, {'LS': valid_and_test | valid_only | test_only}, {'TS': [0.8, 0.1, 0.1]}",
+         lambda v: isinstance(v, Mapping) and len(v) == 1 and keyed(
+             RS=RATIOS, TS=RATIOS, LS=one_of("valid_and_test", "valid_only", "test_only"))[1](v))  # fmt: skip
+RANGE: Check = (
+    "[lowest, highest]",
+    lambda v: isinstance(v, (list, tuple)) and len(v) == 2 and all(map(_is_number, v)) and v[0] <= v[1],
+)
+GPU: Check = (
+    "the numbers of GPUs, by commas",
+    lambda v: bool(re.fullmatch(r"([0-9]+(\s*,\s*[0-9]+)*)?", str(v).strip("()[] "))),
+)
 
 # Keys that may also be empty (~): their default is worked out later.
-OPTIONAL = {"attack_size", "n_fake_users", "filler_size", "n_fillers", "n_targets", "net_learning_rate", "target_seed"}
+OPTIONAL = {
+    "attack_size", "n_fake_users", "filler_size", "n_fillers", "n_targets", "net_learning_rate", "target_seed",
+    "target_items", "rating_range", "rating_step", "rating_scale", "rm_dup_inter", "load_col", "unload_col",
+    "unused_col", "threshold", "val_interval", "clip_grad_norm", "benchmark_filename", "attack_args", "defense_args",
+    "target_sets", "always_metrics", "rating_metrics", "user_inter_num_interval", "item_inter_num_interval",
+    "train_neg_sample_args", "base_model", "heldout_file", "poison", "noise_ratio", "checkpoint_dir", "gpu_id",
+    "baseline",
+}  # fmt: skip
 
 CHECKS: dict[str, Check] = {
     "epochs": whole(0),
@@ -43,28 +187,82 @@ CHECKS: dict[str, Check] = {
     "eval_batch_size": whole(1),
     "eval_step": whole(0),
     "stopping_step": whole(0),
-    "seed": whole(0),
+    "seed": whole(0, 2**32 - 1),
+    "learner": ("one of adam, adamw, sgd, adagrad, rmsprop, sparse_adam",
+                lambda v: str(v).lower() in ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")),
     "learning_rate": number(0, open_low=True),
     "net_learning_rate": number(0, open_low=True),
     "weight_decay": number(0),
     "initial_accumulator_value": number(0),
+    "clip_grad_norm": MAPPING,
     "embedding_size": whole(1),
+    "damping": number(0),
+    "rating_scale": either(one_of("max", "none"), number(0, open_low=True)),
+    "train_neg_sample_args": either(EMPTY, keyed(
+        distribution=either(one_of("uniform", "popularity"), EMPTY), sample_num=either(whole(1), EMPTY),
+        alpha=either(number(0), EMPTY), dynamic=FLAG, candidate_num=whole(0))),
     "attack_size": number(0, 1, open_low=True),
     "n_fake_users": whole(1),
     "filler_size": number(0, 1),
     "n_fillers": whole(0),
+    "attack_args": MAPPING,
+    "defense_args": MAPPING,
+    "noise_ratio": number(0, 1),
+    "poison": TEXT,
+    "knowledge": one_of("black-box", "gray-box", "white-box"),
+    "target_items": either(list_of(TOKEN), ("the name of a set", TEXT[1])),
     "n_targets": whole(1),
     "target_seed": whole(0),
     "target_choice": one_of("random", "unpopular", "popular"),
     "target_mode": one_of(*TARGET_MODES),
     "target_hr_denominator": one_of("eligible", "all"),
-    "knowledge": one_of("black-box", "gray-box", "white-box"),
-    "dataloader": one_of("fast", "recbole"),
+    "target_sets": ("a mapping of data sets to names to lists of item tokens", lambda v: isinstance(v, Mapping) and all(
+        isinstance(sets, Mapping) and all(list_of(TOKEN)[1](items) for items in sets.values()) for sets in v.values())),
+    "baseline": TEXT,
+    "base_model": TEXT,
+    "tune": FLAG,
     "compare_clean": FLAG,
     "force": FLAG,
-    "tune": FLAG,
+    "cache_clean": FLAG,
+    "save_checkpoint": FLAG,
+    "log_tensorboard": FLAG,
     "show_progress": FLAG,
-    "damping": number(0),
+    "use_gpu": FLAG,
+    "gpu_id": GPU,
+    "worker": whole(0),
+    "nproc": ("1 (training on several devices at once is not supported)", lambda v: v == 1),
+    "output_dir": ("the name of a folder", TEXT[1]),
+    "checkpoint_dir": ("the name of a folder", TEXT[1]),
+    "data_path": ("the name of a folder", TEXT[1]),
+    "heldout_file": ("the name of a file", TEXT[1]),
+    "dataloader": one_of("fast", "recbole"),
+    "rating_range": RANGE,
+    "rating_step": number(0),
+    "rm_dup_inter": one_of("first", "last"),
+    "load_col": MAPPING,
+    "unload_col": MAPPING,
+    "unused_col": MAPPING,
+    "threshold": MAPPING,
+    "val_interval": ("a mapping of fields to intervals such as '[3,inf)'", lambda v: isinstance(v, Mapping) and all(
+        INTERVAL[1](entry) for entry in v.values())),
+    "user_inter_num_interval": INTERVAL,
+    "item_inter_num_interval": INTERVAL,
+    "benchmark_filename": ("three names: of train, valid and test", lambda v: list_of(TEXT)[1](v) and len(v) == 3),
+    "topk": either(whole(1), list_of(whole(1))),
+    "metrics": ("the name of a metric, or a list of them", lambda v: TEXT[1](v) or list_of(TEXT)[1](v)),
+    "always_metrics": ("a list of metrics", list_of(TEXT, at_least=0)[1]),
+    "rating_metrics": ("a list of RMSE and MAE", lambda v: list_of(TEXT, 0)[1](v) and all(
+        m.lower() in ("rmse", "mae") for m in v)),
+    "valid_metric": ("the name of a metric, such as NDCG@10", TEXT[1]),
+    "metric_decimal_place": whole(0),
+    "tail_share": number(0, 1),
+}  # fmt: skip
+
+EVAL_ARGS: dict[str, Check] = {
+    "split": SPLIT,
+    "order": one_of("RO", "TO"),
+    "group_by": either(one_of("user"), EMPTY),
+    "mode": either(MODE, keyed(valid=MODE, test=MODE)),
 }
 
 
@@ -72,7 +270,98 @@ def check_values(config: Mapping[str, Any]) -> None:
     """Raise :class:`UserError` for the first value that its key cannot have."""
     for key, (expected, allows) in CHECKS.items():
         value = config.get(key)
-        if key not in config or (value is None and key in OPTIONAL):
-            continue
-        if not allows(value):
+        if key in config and not (value is None and key in OPTIONAL) and not allows(value):
             raise UserError(f"{key}: expected {expected}, got {value!r}")
+    eval_args = config.get("eval_args")
+    if not isinstance(eval_args, Mapping):
+        raise UserError(f"eval_args: expected a mapping of {', '.join(EVAL_ARGS)}, got {eval_args!r}")
+    for key, value in eval_args.items():
+        if key not in EVAL_ARGS:
+            raise UserError(f"eval_args: expected the keys {', '.join(EVAL_ARGS)}, got {key!r}")
+        if not EVAL_ARGS[key][1](value):
+            raise UserError(f"eval_args.{key}: expected {EVAL_ARGS[key][0]}, got {value!r}")
+    _check_metrics(config)
+    for key in ("output_dir", "checkpoint_dir"):
+        if config.get(key):
+            _check_folder(key, config[key])
+
+
+def _check_metrics(config: Mapping[str, Any]) -> None:
+    """Ranking metrics and value metrics do not go together, and value metrics are not measured on all items."""
+    names = [config["metrics"]] if isinstance(config["metrics"], str) else list(config["metrics"])
+    values = [name for name in names if metric_types.get(name.lower()) == EvaluatorType.VALUE]
+    if values and len(values) < len(names):
+        raise UserError(f"metrics: expected ranking metrics only or value metrics only, got {', '.join(names)}")
+    mode = config["eval_args"].get("mode", "full")
+    if values and "full" in (mode.values() if isinstance(mode, Mapping) else [mode]):
+        raise UserError(
+            f"eval_args.mode: expected labeled, uniN or popN with the metrics {', '.join(values)}, got full "
+            "(rating_metrics: [RMSE, MAE] are measured beside ranking metrics)"
+        )
+
+
+def _check_folder(key: str, folder: str) -> None:
+    """The folder, or the nearest one above it that is there, is a folder and can be written to."""
+    path = Path(folder).absolute()
+    there = next(p for p in (path, *path.parents) if os.path.lexists(p))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = "cannot be written to" if there.is_dir() else "is a file"
+        raise UserError(f"{key}: expected a folder to write to, got {folder!r} ({there} {what})")
+
+
+def check_explicit(config: Mapping[str, Any], model: str) -> None:
+    """A model of ratings cannot do with labels in their place, nor without the column."""
+    rating, columns = config["RATING_FIELD"], (config.get("load_col") or {}).get("inter", "*")
+    if config.get("threshold"):
+        raise UserError(f"threshold: expected none, since {model} learns ratings, got {config['threshold']}")
+    if columns != "*" and rating not in columns:
+        raise UserError(f"load_col: expected {rating} for inter, since {model} learns ratings, got {columns}")
+
+
+_KINDS: tuple[tuple[tuple[type, ...], str, Callable[[Any], bool]], ...] = (
+    ((bool,), "true or false", lambda v: isinstance(v, bool)),
+    ((int, float), "a number", lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and v == v),
+    ((list, tuple), "a list", lambda v: v is None or isinstance(v, (list, tuple))),
+    ((Mapping,), "a mapping", lambda v: v is None or isinstance(v, Mapping)),
+)
+
+
+def check_kinds(defaults: Mapping[str, Any], given: dict[str, Any]) -> None:
+    """Raise :class:`UserError` for a user's value that is no number, flag, list or mapping where the default is one.
+
+    So that ``--mlp_hidden_size=64`` is told here instead of inside RecBole's model. 0 and 1 become false and true
+    where a flag is wanted.
+    """
+    for key, value in given.items():
+        default = defaults.get(key)
+        if isinstance(default, bool) and _is_int(value) and value in (0, 1):
+            given[key] = value = bool(value)
+        if key in CHECKS:
+            continue
+        for types, expected, allows in _KINDS:
+            if isinstance(default, types):
+                if not allows(value):
+                    raise UserError(f"{key}: expected {expected} (default: {default}), got {value!r}")
+                break
+
+
+# --- RecBole's own checks ---------------------------------------------------------------------------------------------
+
+_RAISE = dis.opmap["RAISE_VARARGS"]
+_RECBOLE = str(Path(recbole.__file__).parent) + os.sep
+
+
+def complaint_of_recbole(error: BaseException) -> str | None:
+    """The message of an exception that RecBole raises on purpose (``raise ValueError("Some users ...")``).
+
+    None for an exception that merely happens inside RecBole, or elsewhere: that is a bug, not the user's mistake.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or not isinstance(error, (ValueError, TypeError, NotImplementedError, RuntimeError)):
+        return None
+    code = trace.tb_frame.f_code
+    if not code.co_filename.startswith(_RECBOLE) or code.co_code[trace.tb_lasti] != _RAISE:
+        return None
+    return " ".join(str(error).split())

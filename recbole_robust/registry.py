@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
-import importlib.util
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import recbole
+from recbole.config import Config as RecBoleConfig
 from recbole.utils import get_model as recbole_get_model
 
 from recbole_robust.attacks import Average, Bandwagon, CopyProfile, LoveHate, Random, Segment
+from recbole_robust.config_checks import read_yaml
 from recbole_robust.model import MF, DampedMean, Pop, PurifyAugMF
+from recbole_robust.properties_path import properties_dir
 from recbole_robust.types import Attack, UserError
 
 ATTACKS: dict[str, type] = {
@@ -37,12 +39,54 @@ MODELS: dict[str, type] = {
 
 # RecBole's libraries of trees are optional dependencies with an interface of their own: no embeddings, no loss.
 UNSUPPORTED_MODELS = ("lightgbm", "xgboost")
+MOST_NAMES = 20  # that an error lists where nothing is close
 
 
-def recbole_models() -> list[str]:
+# Keys that RecBole reads somewhere but that stand in none of its lists and YAML files.
+RECBOLE_SILENT_KEYS = {
+    "model", "dataset", "encoding", "tail_ratio", "additional_feat_suffix", "numerical_features", "discretization",
+    "loss_type", "reg_weight", "wandb_project", "worker", "shuffle", "enable_amp", "enable_scaler", "require_pow",
+    "transform", "entity_kg_num_interval", "relation_kg_num_interval", "kg_reverse_r", "MASK_INDEX", "mask_ratio",
+    "nproc", "world_size", "ip", "port", "offset", "local_rank", "pretrain_path", "pre_model_path",
+}  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def recbole_models() -> tuple[str, ...]:
     """The names of RecBole's own models, from the YAML files that it ships."""
     folder = Path(recbole.__file__).parent / "properties" / "model"
-    return sorted(path.stem for path in folder.glob("*.yaml") if path.stem not in UNSUPPORTED_MODELS)
+    return tuple(sorted(path.stem for path in folder.glob("*.yaml") if path.stem not in UNSUPPORTED_MODELS))
+
+
+def property_file(kind: str, name: str) -> Path:
+    return properties_dir() / kind / f"{name}.yaml"
+
+
+def available(kind: str) -> list[str]:
+    return sorted(path.stem for path in (properties_dir() / kind).glob("*.yaml"))
+
+
+@lru_cache(maxsize=1)
+def known_keys() -> tuple[frozenset[str], dict[str, frozenset[str]]]:
+    """All keys there are, and of those that only models have: key to the models that have it."""
+    lists = RecBoleConfig.__new__(RecBoleConfig)
+    RecBoleConfig._init_parameters_category(lists)
+    general = RECBOLE_SILENT_KEYS | {key for keys in lists.parameters.values() for key in keys}
+    by_model: dict[str, set[str]] = {}
+    for root in (Path(recbole.__file__).parent / "properties", properties_dir()):
+        for path in root.rglob("*.yaml"):
+            if path.parent.name in ("sweep", "benchmark") or "url" in path.stem:
+                continue
+            for key in read_yaml(path):
+                if path.parent.name == "model":
+                    by_model.setdefault(key, set()).add(path.stem.split("-")[0])
+                else:
+                    general.add(key)
+    for path in (properties_dir() / "protocol").glob("*.yaml"):
+        protocol = read_yaml(path)
+        for section in (protocol.get("explicit_recipe", {}), *protocol.get("per_dataset", {}).values()):
+            general |= set(section)
+    return frozenset(general), {key: frozenset(models) for key, models in by_model.items() if key not in general}
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> UserError:
@@ -50,26 +94,28 @@ def unknown(what: str, name: object, known: Iterable[str]) -> UserError:
     known = sorted(known)
     by_lower = {candidate.lower(): candidate for candidate in known}
     close = [by_lower[c] for c in difflib.get_close_matches(str(name).lower(), by_lower, n=3, cutoff=0.6)]
-    hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known) or 'none yet'}"
+    if close:
+        hint = f"did you mean {' or '.join(close)}?"
+    else:
+        shown = ", ".join(known[:MOST_NAMES]) + (f" and {len(known) - MOST_NAMES} more" if known[MOST_NAMES:] else "")
+        hint = f"known: {shown or 'none yet'}"
     return UserError(f"unknown {what} {str(name)!r}: {hint}")
 
 
-def get_model(name: str) -> type:
-    """The class of a model of ours or of RecBole's.
+def get_model(name: str, what: str = "model") -> type:
+    """The class of a model of ours or of RecBole's; ``what`` names the key in the error.
 
     Raises:
         UserError: no such model. (RecBole itself says "No module named lightgbm" then.)
     """
-    if name in MODELS:
-        return MODELS[name]
-    if name not in recbole_models():
-        raise unknown("model", name, [*MODELS, *recbole_models()])
-    return recbole_get_model(name)
+    if not isinstance(name, str) or name not in {*MODELS, *recbole_models()}:
+        raise unknown(what, name, [*MODELS, *recbole_models()])
+    return MODELS[name] if name in MODELS else recbole_get_model(name)
 
 
 def build(kind: str, registry: Mapping[str, type], name: str, arguments: Mapping[str, Any] | None) -> Any:
-    """Build the frozen dataclass that ``name`` stands for from ``<kind>_args``; strict about the names of its fields."""
-    if name not in registry:
+    """Build the frozen dataclass that ``name`` stands for from ``<kind>_args``; strict about its fields' names."""
+    if not isinstance(name, str) or name not in registry:
         raise unknown(kind, name, registry)
     if arguments is not None and not isinstance(arguments, Mapping):
         raise UserError(f"{kind}_args: expected a mapping of hyper-parameters, got {arguments!r}")

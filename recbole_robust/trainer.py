@@ -154,7 +154,7 @@ class RobustTrainerMixin:
         if self.item_tensor is None:
             self.item_tensor = self._item_features.to(self.device)
         self.tot_item_num = self.item_tensor.length
-        return self._full_sort_batch_eval((queries, None, None, None))[1].clone()
+        return self._full_sort_batch_eval((queries, None, None, None))[1]
 
     def know_items(self, dataset) -> None:
         """Remember the item features, which models without ``full_sort_predict`` need to score all items."""

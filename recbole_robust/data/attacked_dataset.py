@@ -17,14 +17,14 @@ from recbole_robust.data.heldout import heldout_split
 from recbole_robust.data.injection import add_fake_users, append_rows, fake_interactions
 from recbole_robust.data.poison import Poison, PoisonCard
 from recbole_robust.data.views import RawLog, rating_grid
+from recbole_robust.randomness import global_state_kept
 from recbole_robust.types import FakeProfiles, UserError
 
 logger = logging.getLogger(__name__)
 
-# RecBole compares these keys before it takes a saved data set or saved loaders: with the poison among them a cache
-# made under one attack is never taken under another.
-if "poison_hash" not in dataset_arguments:
-    dataset_arguments.append("poison_hash")
+# RecBole compares these keys before it takes a saved data set or saved loaders: with the poison and the held-out rows
+# among them a cache made under one attack, or one split, is never taken under another.
+dataset_arguments.extend(key for key in ("poison_hash", "heldout_file") if key not in dataset_arguments)
 
 DOWNLOAD_TIMEOUT = 5.0  # seconds until a data set that is not there counts as "offline"
 
@@ -50,7 +50,9 @@ class AttackedMixin(PandasSafeDataset):
         self.poison = poison
         config["poison_hash"] = poison.fingerprint() if poison is not None else None
         self._hidden: list[str] = []
+        self._raw_columns: list[str] = []
         self._spans: dict[str, tuple[float, float]] = {}
+        self._pairs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         super().__init__(config)
 
     # --- loading --------------------------------------------------------------------------------------------------
@@ -109,6 +111,13 @@ class AttackedMixin(PandasSafeDataset):
                             f"cannot be reached; {where}") from None  # fmt: skip
         super()._download()
 
+    def _remove_duplication(self):
+        """RecBole sorts by time first where times are loaded; a hidden column must not change what the victim sees."""
+        time_field = self.time_field
+        self.time_field = None if time_field in self._hidden else time_field
+        super()._remove_duplication()
+        self.time_field = time_field
+
     def _filter_by_inter_num(self):
         super()._filter_by_inter_num()
         if len(self.inter_feat) == 0:
@@ -157,17 +166,29 @@ class AttackedMixin(PandasSafeDataset):
             if pd.api.types.is_float_dtype(self.inter_feat[name]):
                 spans[name] = (float(self.inter_feat[name].min()), float(self.inter_feat[name].max()))
         super()._normalize()
-        if self.config["normalize_all"]:
-            self._spans = spans
-        elif self.config["normalize_field"]:
-            self._spans = {name: spans[name] for name in self.config["normalize_field"] if name in spans}
+        wanted = spans if self.config["normalize_all"] else self.config["normalize_field"] or []
+        self._spans = {name: spans[name] for name in wanted if name in spans}
 
-    def as_normalised(self, name: str, values) -> np.ndarray:
-        """Raw values of a column as RecBole's normalisation maps them (itself where it is not normalised)."""
-        if name not in self._spans:
-            return np.asarray(values, dtype=np.float64)
-        low, high = self._spans[name]
-        return np.ones(len(values)) if low == high else (np.asarray(values) - low) / (high - low)
+    def _discretization(self):
+        """Remember what RecBole makes of the values of numerical features: pairs of a base and an index."""
+        names = [name for name in self.config["numerical_features"] or [] if name in self.inter_feat]
+        before = {name: np.unique(self.inter_feat[name].to_numpy(), return_index=True) for name in names}
+        super()._discretization()
+        for name, (values, first) in before.items():
+            self._pairs[name] = values, np.array([self.inter_feat[name].iloc[row] for row in first])
+
+    def as_processed(self, name: str, values) -> np.ndarray:
+        """Raw values of a column as RecBole's normalisation and discretisation map them (the nearest genuine value)."""
+        values = np.asarray(values, dtype=np.float64)
+        if name in self._spans:
+            low, high = self._spans[name]
+            values = np.ones(len(values)) if low == high else (values - low) / (high - low)
+        if name in self._pairs:
+            known, pairs = self._pairs[name]
+            right = np.searchsorted(known, values).clip(1, len(known) - 1) if len(known) > 1 else np.zeros(len(values), int)
+            left = np.maximum(right - 1, 0)
+            values = pairs[np.where(values - known[left] <= known[right] - values, left, right)]
+        return values
 
     def survives_filters(self, raw: dict) -> np.ndarray:
         """Which fake rows the victim's ``val_interval`` keeps. Shape: ``(n_rows,)``, bool."""
@@ -178,13 +199,18 @@ class AttackedMixin(PandasSafeDataset):
                 keep &= self._within_intervals(np.asarray(raw[name]), self._parse_intervals_str(interval))
         return keep
 
+    def _change_feat_format(self):
+        """Remember the columns that a row has before sequence augmentation adds its lists."""
+        names, suffix = list(self.inter_feat), self.config["LIST_SUFFIX"] or ""
+        if hasattr(self, "data_augmentation"):  # a benchmark file has the lists already
+            lists = {name + suffix for name in names} | {self.item_list_length_field}
+            names = [name for name in names if name not in lists]
+        self._raw_columns = names
+        super()._change_feat_format()
+
     def raw_columns(self) -> list[str]:
         """The columns of a training row before sequence augmentation adds its lists."""
-        suffix, length = self.config["LIST_SUFFIX"], self.config["ITEM_LIST_LENGTH_FIELD"]
-        if not hasattr(self, "data_augmentation"):
-            return self.inter_feat.columns
-        names = self.inter_feat.columns
-        return [n for n in names if n != length and not (n.endswith(suffix) and n[: -len(suffix)] in names)]
+        return [name for name in self._raw_columns if name in self.inter_feat]
 
     # --- splitting and poisoning ----------------------------------------------------------------------------------
 
@@ -194,21 +220,28 @@ class AttackedMixin(PandasSafeDataset):
         return super().leave_one_out(group_by, leave_one_mode)
 
     def build(self):
-        """RecBole's split; then the poison is planned on the training split, or replayed, and appended to it."""
+        """RecBole's split; then the poison is planned on the training split, or replayed, and appended to it.
+
+        The global random state afterwards is that of the clean split, whatever the attack has drawn.
+        """
         self._check_ratings()
         splits = super().build()
-        train = splits[0]
-        train.n_genuine_rows = len(train.inter_feat)
+        splits[0].n_genuine_rows = len(splits[0].inter_feat)
         if self.poison is not None:
-            self.card = self.poison.plan(train)
-            profiles = self.card.to_ids(train)
-            seed = int(self.card.digest(), 16)
-            add_fake_users(self, splits, profiles.n_users, seed)
-            for part in (self, *splits):
-                part.n_fake_users, part.card = profiles.n_users, self.card
-            train.profiles = profiles
-            append_rows(train, fake_interactions(train, profiles, seed))
+            with global_state_kept():
+                self._poison(splits)
         return splits
+
+    def _poison(self, splits) -> None:
+        train = splits[0]
+        self.card = self.poison.plan(train)
+        profiles = self.card.to_ids(train)
+        seed = int(self.card.digest(), 16)
+        add_fake_users(self, splits, profiles.n_users, seed)
+        for part in (self, *splits):
+            part.n_fake_users, part.card = profiles.n_users, self.card
+        train.profiles = profiles
+        append_rows(train, fake_interactions(train, profiles, seed), seed)
 
     def __reduce__(self):  # the class is made on the fly: tell pickle how to make it again
         return _restore, (type(self).base_cls,), self.__dict__

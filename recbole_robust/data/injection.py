@@ -7,8 +7,8 @@ import copy
 import numpy as np
 import torch
 from recbole.data.interaction import Interaction
+from recbole.utils import FeatureType
 
-from recbole_robust.data.views import rating_grid
 from recbole_robust.randomness import stage_rng
 from recbole_robust.types import FakeProfiles, FloatArray, IntArray, UserError
 
@@ -27,14 +27,16 @@ def add_fake_users(dataset, splits, n_fake: int, seed: int) -> None:
         raise UserError(f"{dataset.dataset_name}: expected no user named {FAKE_PREFIX}<k>, got {clash[0]}")
     first = len(dataset.field2id_token[uid])
     table = np.append(dataset.field2id_token[uid], tokens)
+    rows = stage_rng(seed, "fake attributes").integers(1, first, size=n_fake)
+    index = np.concatenate([np.arange(first), rows])
     for name in {uid, *dataset.alias["user_id"]} & set(dataset.field2id_token):
         dataset.field2id_token[name] = table
         dataset.field2token_id[name].update({token: first + k for k, token in enumerate(tokens)})
+        if name in dataset._preloaded_weight:
+            dataset._preloaded_weight[name] = dataset._preloaded_weight[name][index]
     features = dataset.user_feat
     if features is not None:
-        rows = stage_rng(seed, "fake attributes").integers(1, first, size=n_fake)
-        index = torch.from_numpy(np.concatenate([np.arange(first), rows]))
-        grown = Interaction({name: column[index] for name, column in features.interaction.items()})
+        grown = Interaction({name: column[torch.from_numpy(index)] for name, column in features.interaction.items()})
         grown[uid] = torch.arange(first + n_fake)
         for part in (dataset, *splits):
             part.user_feat = grown
@@ -44,7 +46,8 @@ def fake_interactions(train, profiles: FakeProfiles, seed: int) -> Interaction:
     """The fake ratings as rows of ``train``'s own columns (before any sequence augmentation).
 
     The victim's preprocessing is repeated on them: ratings are normalised as the genuine ones were, labels come from
-    the same threshold, and what ``val_interval`` drops is dropped. Other columns are copied from genuine rows.
+    the same threshold (1 where the data came with labels: a fake's rows are clicks), and what ``val_interval`` drops
+    is dropped. Times that the attack leaves open, and all other columns, are those of genuine rows.
     """
     rng = stage_rng(seed, "fake interactions")
     users = torch.from_numpy(profiles.user_ids + train.user_num - profiles.n_users)
@@ -65,12 +68,14 @@ def fake_interactions(train, profiles: FakeProfiles, seed: int) -> Interaction:
         if name in values:
             continue
         if raw.get(name) is not None:
-            values[name] = train.as_normalised(name, raw[name])
+            values[name] = train.as_processed(name, raw[name])
         elif name == train.label_field and train.config["threshold"]:
             field, threshold = next(iter(train.config["threshold"].items()))
             if raw.get(field) is None:
                 raise UserError(f"threshold: expected the rating or the time field under an attack, got {field!r}")
             values[name] = (np.asarray(raw[field]) >= threshold).astype(np.int64)
+        elif name == train.label_field:
+            values[name] = np.ones(len(users))
         else:
             values[name] = genuine[name][like]
     columns = {
@@ -81,14 +86,39 @@ def fake_interactions(train, profiles: FakeProfiles, seed: int) -> Interaction:
     return Interaction({name: column[torch.from_numpy(keep)] for name, column in columns.items()})
 
 
-def append_rows(train, rows: Interaction) -> None:
+def append_rows(train, rows: Interaction, seed: int) -> None:
     """Append rows to a training split; a sequential one is augmented first (one row a prefix)."""
-    if hasattr(train, "data_augmentation") and train.config["benchmark_filename"] is None:
-        fakes = train.copy(rows)
-        fakes.data_augmentation()
-        rows = fakes.inter_feat
+    if hasattr(train, "data_augmentation"):
+        rows = _augmented(train, rows, seed)
     genuine = train.inter_feat
     train.inter_feat = Interaction({name: torch.cat([genuine[name], rows[name]]) for name in genuine.columns})
+
+
+def _augmented(train, rows: Interaction, seed: int) -> Interaction:
+    """The rows that RecBole's own augmentation makes of some users' histories, with lists as long as those of ``train``.
+
+    Data without times (ready-made sequences may have none) keep the order of the profile.
+    """
+    fakes = train.copy(rows)
+    if train.time_field not in rows:
+        rows[train.time_field] = torch.arange(len(rows), dtype=torch.float)
+    if not len(rows):
+        return train.inter_feat[:0]
+    if hasattr(train, "neg_item_list"):  # DIEN: a negative for every item of a history
+        np.random.seed(seed % (1 << 32))  # noqa: NPY002 - its sampler draws from there; build() puts the state back
+        fakes.neg_item_list = train.seq_sampler.sample_neg_sequence(rows[train.iid_field])
+    list_field = train.iid_field + train.config["LIST_SUFFIX"]
+    fakes.config = copy.copy(train.config)
+    fakes.config.final_config_dict = {
+        **train.config.final_config_dict,
+        "MAX_ITEM_LIST_LENGTH": train.inter_feat[list_field].shape[1],
+    }
+    for name in ("field2type", "field2source", "field2seqlen"):  # augmentation notes the properties of its columns
+        setattr(fakes, name, dict(getattr(train, name)))
+    fakes.max_item_list_len = fakes.config["MAX_ITEM_LIST_LENGTH"]
+    fakes.field2type.setdefault(train.time_field, FeatureType.FLOAT)
+    fakes.data_augmentation()
+    return fakes.inter_feat
 
 
 def without_fakes(train):
@@ -103,6 +133,8 @@ def without_fakes(train):
         table = train.field2id_token[name][:n_users]
         clean.field2id_token[name] = table
         clean.field2token_id[name] = {token: i for i, token in enumerate(table)}
+        if name in train._preloaded_weight:
+            clean._preloaded_weight = {**clean._preloaded_weight, name: train._preloaded_weight[name][:n_users]}
     if train.user_feat is not None:
         clean.user_feat = Interaction({k: v[:n_users] for k, v in train.user_feat.interaction.items()})
     rows = train.inter_feat.interaction
@@ -110,5 +142,3 @@ def without_fakes(train):
     clean.n_fake_users, clean.profiles = 0, None
     return clean
 
-
-__all__ = ["FAKE_PREFIX", "add_fake_users", "append_rows", "fake_interactions", "rating_grid", "without_fakes"]

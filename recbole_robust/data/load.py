@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
+import logging
 import os
+import pickle
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import recbole.data.dataset as recbole_datasets
+import torch
 from recbole.data import data_preparation
 from recbole.utils import ModelType, init_seed
 from recbole.utils.argument_list import dataset_arguments
@@ -17,8 +23,11 @@ from recbole_robust.data.loaders import use_fast_loader
 from recbole_robust.data.poison import Poison, PoisonCard
 from recbole_robust.types import UserError
 
+logger = logging.getLogger(__name__)
+
 _BY_TYPE = {ModelType.SEQUENTIAL: "SequentialDataset", ModelType.KNOWLEDGE: "KnowledgeBasedDataset"}
 _OWN_ARGUMENTS = ["dataset", "data_path", "rating_range", "rating_step", "numerical_features", "discretization"]
+_AFTER_READING = ("poison_hash", "heldout_file")  # what only the split depends on
 _loaded: dict[str, Any] = {}  # the data set read last, before its split: clean and attacked runs share the reading
 
 
@@ -30,25 +39,71 @@ def dataset_class(config) -> type:
     return AttackedDataset(getattr(recbole_datasets, name))
 
 
+def data_digest(config) -> str:
+    """Twelve hexadecimal digits of the contents of a configuration's data files: other data, another run."""
+    paths = sorted(Path(config["data_path"]).glob(f"{config['dataset']}.*"))
+    if config["heldout_file"]:
+        paths.append(Path(config["heldout_file"]))
+    stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.is_file()]
+    return _digest_of(tuple(stamps))
+
+
+@lru_cache(maxsize=16)
+def _digest_of(stamps: tuple[tuple[str, int, int], ...]) -> str:
+    sha = hashlib.sha256()
+    for path, size, _ in stamps:
+        sha.update(f"{Path(path).name}\x1f{size}\x1f".encode())
+        with open(path, "rb") as file:
+            for block in iter(lambda file=file: file.read(1 << 20), b""):
+                sha.update(block)
+    return sha.hexdigest()[:12]
+
+
 def create_dataset(config, poison: Poison | PoisonCard | None = None):
     """The data set of a configuration, filtered and with ids, not yet split.
 
     The data set read last is kept in memory: a second run on the same data copies it instead of reading it again.
     """
-    cls = dataset_class(config)
-    settings = {name: config[name] for name in [*dataset_arguments, *_OWN_ARGUMENTS] if name != "poison_hash"}
-    where = os.path.join(config["data_path"], f"{config['dataset']}.inter")
-    stamp = [os.stat(where).st_mtime_ns, os.stat(where).st_size] if os.path.isfile(where) else None
-    key = json.dumps([cls.__name__, settings, getattr(config, "is_explicit", False), stamp], sort_keys=True, default=str)
-    if key not in _loaded:
-        _loaded.clear()
-        _loaded[key] = cls(config)
-        if config["save_dataset"]:
-            _loaded[key].save()
-    original = _loaded[key]
+    cls, digest = dataset_class(config), data_digest(config)
+    names = [name for name in [*dataset_arguments, *_OWN_ARGUMENTS] if name not in _AFTER_READING]
+    settings = {name: config[name] for name in names}
+    if issubclass(cls, recbole_datasets.DIENDataset):  # it draws negatives while it is read
+        settings["seed"] = config["seed"]
+    key = json.dumps([cls.__name__, settings, getattr(config, "is_explicit", False), digest], sort_keys=True, default=str)
+    path = os.path.join(config["checkpoint_dir"], f"{config['dataset']}-{cls.__name__}.pth")
+    original = _loaded.get(key) or _saved(config, config["dataset_save_path"] or path, key)
+    unsaved = original is None or not os.path.isfile(path)
+    if original is None:
+        original = _read(cls, config, key)
+    _loaded.clear()
+    _loaded[key] = original
     dataset = copy.deepcopy(original, {id(original.config): config})
+    if config["save_dataset"] and unsaved:
+        dataset.save()
     dataset.poison = poison
-    config["poison_hash"] = poison.fingerprint() if poison is not None else None
+    config["poison_hash"] = digest if poison is None else f"{digest}-{poison.fingerprint()}"
+    return dataset
+
+
+def _saved(config, path: str, key: str):
+    """What ``save_dataset`` has kept of an earlier run, if that was on the same files and settings; else None."""
+    if not (config["save_dataset"] or config["dataset_save_path"]) or not os.path.isfile(path):
+        return None
+    with open(path, "rb") as file:
+        saved = pickle.load(file)  # RecBole's format: only of a file that the user's own keys name
+    if getattr(saved, "read_key", None) == key:
+        return saved
+    logger.warning("%s: of other data or settings, reading the files", path)
+    return None
+
+
+def _read(cls, config, key: str):
+    init_seed(config["seed"], config["reproducibility"])
+    try:
+        dataset = cls(config)
+    except ValueError as error:  # RecBole's kind for settings that do not fit the data
+        raise UserError(f"dataset: {' '.join(str(error).split())}") from error
+    dataset.read_key = key
     return dataset
 
 
@@ -58,6 +113,15 @@ def check_topk(config, dataset) -> None:
         raise UserError(f"topk: expected at most {dataset.item_num - 1} (the items), got {max(config['topk'])}")
 
 
+def check_labels(config, dataset) -> None:
+    """A context-aware model that gets no sampled negatives learns from labels, which must be there."""
+    label = config["LABEL_FIELD"]
+    if config["MODEL_TYPE"] == ModelType.CONTEXT and config["train_neg_sample_args"]["distribution"] == "none":
+        if label not in dataset.inter_feat:
+            raise UserError(f"{dataset.dataset_name}: {config['model']} learns labels, expected a column {label}:float "
+                            f"or a threshold such as --threshold=\"{{'rating': 4}}\", got neither")  # fmt: skip
+
+
 def prepare(config, poison: Poison | PoisonCard | None = None):
     """Split, poison and load: ``(train_data, valid_data, test_data)`` loaders, their ``_dataset`` the three splits.
 
@@ -65,9 +129,19 @@ def prepare(config, poison: Poison | PoisonCard | None = None):
     """
     dataset = create_dataset(config, poison)
     check_topk(config, dataset)
+    check_labels(config, dataset)
     init_seed(config["seed"], config["reproducibility"])
-    train_data, valid_data, test_data = data_preparation(config, dataset)
-    return use_fast_loader(config, train_data), valid_data, test_data
+    try:
+        loaders = data_preparation(config, dataset)
+    except ValueError as error:
+        if "interacted with all items" not in str(error):
+            raise
+        raise UserError(f"{dataset.dataset_name}: expected an item that a user has not rated, to sample as a negative "
+                        "one, got a (fake or genuine) user who has rated them all") from None  # fmt: skip
+    for loader in loaders:
+        if loader.generator is None:  # save_dataloaders takes it away; a run that saves must train like one that does not
+            loader.generator = loader.sampler.generator = torch.Generator().manual_seed(config["seed"])
+    return use_fast_loader(config, loaders[0]), *loaders[1:]
 
 
 def clean_train_split(config):

@@ -18,20 +18,28 @@ class NegativeSampler:
     def __init__(self, users: Tensor, items: Tensor, n_items: int) -> None:
         self.n_items = n_items
         self.pairs = torch.unique(users * n_items + items)  # sorted
+        # A sieve in front of the binary search: a pair whose slot is empty is surely unseen. With 8 slots a pair at
+        # most one negative in eight has to be searched for.
+        n_slots = 1 << (8 * max(1, len(self.pairs)) - 1).bit_length()
+        self.slot_mask = n_slots - 1
+        self.sieve = torch.zeros(n_slots, dtype=torch.bool)
+        self.sieve[self.pairs & self.slot_mask] = True
 
-    def is_seen(self, users: Tensor, items: Tensor) -> Tensor:
-        """Whether each pair is in the training rows. Shape: as ``users``, bool."""
+    def seen_among(self, users: Tensor, items: Tensor) -> Tensor:
+        """The positions of the pairs that are in the training rows. Shape: ``(n_seen,)``, ascending."""
         keys = users * self.n_items + items
+        maybe = self.sieve[keys & self.slot_mask].nonzero().squeeze(1)
+        keys = keys[maybe]
         where = torch.searchsorted(self.pairs, keys).clamp_(max=len(self.pairs) - 1)
-        return self.pairs[where] == keys
+        return maybe[self.pairs[where] == keys]
 
     def sample(self, users: Tensor, generator: torch.Generator) -> Tensor:
         """One negative item for each user. Shape: as ``users``."""
         items = torch.randint(1, self.n_items, users.shape, generator=generator)
-        again = self.is_seen(users, items).nonzero().squeeze(1)
+        again = self.seen_among(users, items)
         while len(again):
             items[again] = torch.randint(1, self.n_items, again.shape, generator=generator)
-            again = again[self.is_seen(users[again], items[again])]
+            again = again[self.seen_among(users[again], items[again])]
         return items
 
 
@@ -55,18 +63,21 @@ class TensorTrainDataLoader(TrainDataLoader):
         if self.shuffle:
             order = torch.randperm(len(rows), generator=self.generator)
             columns = {name: column[order] for name, column in columns.items()}
+        if self.negatives is not None:  # for the whole epoch at once: a few long vectors instead of many short ones
+            users = columns[self.uid_field].repeat(self.neg_sample_num)
+            negatives = self.negatives.sample(users, self.generator).view(self.neg_sample_num, -1)
         for start in range(0, len(rows), self.step):
-            batch = {name: column[start : start + self.step] for name, column in columns.items()}
-            yield Interaction(batch if self.negatives is None else self._with_negatives(batch))
+            here = slice(start, start + self.step)
+            batch = {name: column[here] for name, column in columns.items()}
+            yield Interaction(batch if self.negatives is None else self._with_negatives(batch, negatives[:, here]))
 
-    def _with_negatives(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        n = len(batch[self.uid_field])
-        pairwise = self.dl_format == InputType.PAIRWISE
-        batch = {name: column.repeat(self.times, *[1] * (column.dim() - 1)) for name, column in batch.items()}
-        if pairwise:
-            negatives = self.negatives.sample(batch[self.uid_field], self.generator)
+    def _with_negatives(self, batch: dict[str, Tensor], negatives: Tensor) -> dict[str, Tensor]:
+        """A batch in RecBole's layout: rows repeated ``times``, the negatives in the order of the repeats."""
+        n, negatives = negatives.shape[1], negatives.reshape(-1)
+        if self.times > 1:
+            batch = {name: column.repeat(self.times, *[1] * (column.dim() - 1)) for name, column in batch.items()}
+        if self.dl_format == InputType.PAIRWISE:
             return {**batch, self.neg_item_id: negatives}
-        negatives = self.negatives.sample(batch[self.uid_field][n:], self.generator)
         batch[self.iid_field] = torch.cat([batch[self.iid_field][:n], negatives])
         label = torch.zeros(n * self.times)
         label[:n] = 1.0

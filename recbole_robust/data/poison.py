@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from recbole_robust.data.budget import make_budget
 from recbole_robust.data.targets import choose_targets
-from recbole_robust.data.views import attacker_view
+from recbole_robust.data.views import attacker_view, genuine_item_counts
 from recbole_robust.randomness import stage_rng
-from recbole_robust.types import Attack, FakeProfiles, Knowledge, TargetMode, UserError
+from recbole_robust.types import Attack, AttackerView, FakeProfiles, Knowledge, TargetMode, UserError
 
 SCHEMA_VERSION = 1
+LARGEST = float(np.finfo(np.float64).max)
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,12 @@ class PoisonCard:
         """The profiles with the 0-based item ids of ``train``.
 
         Raises:
-            UserError: the card names an item that the data set does not have.
+            UserError: the card is of another data set, or names an item that this one does not have.
         """
+        if self.dataset != train.dataset_name:
+            raise UserError(f"poison: expected a card for {train.dataset_name}, got one for {self.dataset}")
         token2id = train.field2token_id[train.iid_field]
-        missing = [token for token in self.item_tokens if token not in token2id]
+        missing = [token for token in (*self.item_tokens, *self.target_items) if token not in token2id]
         if missing:
             raise UserError(f"poison: expected items of {train.dataset_name}, got unknown {', '.join(missing[:5])}")
         ids = np.array([token2id[token] for token in self.item_tokens], dtype=np.int64) - 1
@@ -100,12 +104,13 @@ class PoisonCard:
                 None if content["timestamps"] is None else np.array(content["timestamps"], dtype=np.float64),
             )
             tokens = [str(token) for token in content["item_tokens"]]
+            profiles.check(AttackerView(csr_matrix((1, len(tokens))), -LARGEST, LARGEST, 0.0))  # ids, no NaN
             targets = [str(token) for token in content["target_items"]]
             card = cls(str(content["dataset"]), targets, tokens, profiles, dict(content["settings"]))
-            recorded = content["hash"]
+            recorded = str(content["hash"])
         except OSError as error:
             raise UserError(f"poison: {path}: {error.strerror or error}") from None
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, OverflowError) as error:
             raise UserError(f"poison: {path}: expected a poison card, got {type(error).__name__}: {error}") from None
         if recorded != card.digest():
             raise UserError(f"poison: {path}: expected contents of hash {recorded}, got {card.digest()}")
@@ -143,7 +148,7 @@ class Poison:
         """Run the attack on the genuine rows of a training split."""
         view = attacker_view(train, self.knowledge)
         tokens = train.field2id_token[train.iid_field][1:]
-        targets = targets_of(self, train, view.item_counts)
+        targets = targets_of(self, train)
         ids = np.array([train.field2token_id[train.iid_field][token] for token in targets], dtype=np.int64) - 1
         budget = make_budget(
             view,
@@ -172,12 +177,12 @@ class Poison:
         )
 
 
-def targets_of(settings, train, item_counts) -> list[str]:
+def targets_of(settings, train) -> list[str]:
     """The target tokens that ``settings`` (a :class:`Poison` or a Config) ask for on a training split."""
     seed = settings.target_seed if settings.target_seed is not None else settings.seed
     return choose_targets(
         settings.target_items,
-        item_counts,
+        genuine_item_counts(train)[1:],
         [str(token) for token in train.field2id_token[train.iid_field][1:]],
         n_targets=settings.n_targets,
         choice=settings.target_choice,

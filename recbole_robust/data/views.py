@@ -27,6 +27,8 @@ class RawLog:
     @classmethod
     def of(cls, users: IntArray, items: IntArray, n_items: int, ratings, timestamps) -> RawLog:
         keys = users.astype(np.int64) * n_items + items
+        if timestamps is not None and np.isnan(timestamps).any():  # a blank: the mean, as RecBole fills it
+            timestamps = np.where(np.isnan(timestamps), np.nanmean(timestamps), timestamps)
         order = np.arange(len(keys)) if timestamps is None else np.argsort(timestamps, kind="stable")
         unique, last = np.unique(keys[order][::-1], return_index=True)
         last = order[::-1][last]
@@ -58,6 +60,11 @@ def _genuine_pairs(train) -> tuple[IntArray, IntArray]:
     rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
     genuine = rows < train.user_num - train.n_fake_users
     return rows[genuine].astype(np.int64), matrix.indices[genuine].astype(np.int64)
+
+
+def genuine_item_counts(train) -> IntArray:
+    """Genuine users of each item in a training split, in RecBole ids. Shape: ``(n_items,)``."""
+    return np.bincount(_genuine_pairs(train)[1], minlength=train.item_num)
 
 
 def attacker_view(train, knowledge: Knowledge = "white-box") -> AttackerView:

@@ -6,6 +6,7 @@ masked split. Ties count against the item: a model that scores everything alike 
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,9 @@ def pessimistic_ranks(scores: Tensor, own: Tensor) -> Tensor:
     Shape: ``scores`` ``(B, n_items)`` with -inf at masked items, ``own`` ``(B,)`` one entry of each row; result
     ``(B,)``, int64.
     """
+    if scores.device.type == "cpu":  # numpy counts booleans about twice as fast as torch does on a CPU
+        below = np.count_nonzero(scores.numpy() < own.numpy()[:, None], axis=1)
+        return scores.shape[1] - torch.from_numpy(below)
     return scores.shape[1] - (scores < own.unsqueeze(1)).sum(dim=1)
 
 

@@ -5,6 +5,8 @@ The registration is in place (RecBole's other modules hold references to the sam
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import torch
 from recbole.evaluator import register
@@ -19,7 +21,11 @@ from recbole_robust.types import UserError
 
 
 class _TargetMetric(AbstractMetric):
-    """A metric of the target pass; ``prefixes`` are the keys that it reports."""
+    """A metric of the target pass; ``prefixes`` are the keys that it reports.
+
+    ``smaller`` is the side of the platform, which trains the model: with ``valid_metric: TargetHR@10`` the epoch that
+    exposes the targets least is the best one.
+    """
 
     metric_type = EvaluatorType.RANKING
     metric_need = ("rec.target",)
@@ -47,12 +53,14 @@ class _TargetMetric(AbstractMetric):
 class TargetHR(_TargetMetric):
     """Share of genuine users with a target item among their first K, as a mean over the targets."""
 
+    smaller = True
     prefixes = ("targethr", "targethr_all", "targethr_eligible")
 
 
 class TargetNDCG(_TargetMetric):
     """Mean of ``1 / log2(rank + 1)`` of a target item among the first K."""
 
+    smaller = True
     prefixes = ("targetndcg",)
 
 
@@ -66,7 +74,7 @@ class TailHit(AbstractMetric):
     """Share of the users with a held-out tail item that get one among their first K.
 
     The tail is all items but the ``1 - tail_share`` (20 %) most rated of the genuine training rows: a popularity
-    ranking scores 0.
+    ranking scores 0 for every user who has K most rated items left to see.
     """
 
     metric_type = EvaluatorType.RANKING
@@ -93,6 +101,12 @@ def register_metrics() -> None:
         register.metrics_dict[name] = metric
         register.metric_information[name] = list(metric.metric_need)
         register.metric_types[name] = metric.metric_type
+        if metric.smaller and name not in register.smaller_metrics:
+            register.smaller_metrics.append(name)
+
+
+def _n_fake(train) -> int:
+    return getattr(train, "n_fake_users", 0)
 
 
 def tail_items(train, tail_share: float = 0.8) -> Tensor:
@@ -101,7 +115,7 @@ def tail_items(train, tail_share: float = 0.8) -> Tensor:
     The padding item is in neither part; among equally rated items the lower id counts as more popular.
     """
     pairs = train.inter_matrix(form="coo")
-    genuine = pairs.row < train.user_num - getattr(train, "n_fake_users", 0)
+    genuine = pairs.row < train.user_num - _n_fake(train)
     counts = np.bincount(pairs.col[genuine], minlength=train.item_num)[1:]
     n_head = round((1 - tail_share) * len(counts))
     is_tail = torch.ones(train.item_num, dtype=torch.bool)
@@ -111,10 +125,17 @@ def tail_items(train, tail_share: float = 0.8) -> Tensor:
 
 
 class RobustCollector(Collector):
-    """RecBole's collector, plus what our metrics need."""
+    """RecBole's collector, plus what our metrics need; fake rows count in no popularity."""
 
     def data_collect(self, train_data) -> None:
         super().data_collect(train_data)
+        train = train_data._dataset
+        n_fake = _n_fake(train)
+        if n_fake and self.register.need("data.num_users"):
+            self.data_struct.set("data.num_users", train.user_num - n_fake)
+        for key, field in (("data.count_items", train.iid_field), ("data.count_users", train.uid_field)):
+            if n_fake and self.register.need(key):
+                self.data_struct.set(key, Counter(train.inter_feat[field][: train.n_genuine_rows].numpy()))
         if self.register.need("rec.tail"):
             self.is_tail = tail_items(train_data._dataset, self.config["tail_share"] or 0.8).to(self.device)
 

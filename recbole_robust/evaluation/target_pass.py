@@ -12,7 +12,7 @@ from torch import Tensor
 from recbole_robust.evaluation.metrics import NEVER, pessimistic_ranks, ranking_metrics
 from recbole_robust.evaluation.queries import queries_of
 
-CHUNK_PAIRS = 1 << 20  # user-item pairs that are scored at once; 4 MiB of scores
+CHUNK_PAIRS = 1 << 18  # user-item pairs that are scored at once: 1 MiB of scores stays in the cache
 
 
 @dataclass(frozen=True)

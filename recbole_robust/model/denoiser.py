@@ -78,19 +78,23 @@ class DenoiserAt:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Shape: ``(B, dim)`` -> ``(B, dim)``."""
-        return torch.addmm(self._skip(x), F.silu(torch.addmm(self.b, x, self.a.T)), self.w2.T)
+        return self._output(x, torch.addmm(self.b, x, self.a.T))
 
     def linearise(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """``D(x)`` and the map ``w -> J^T w`` with ``J = dD/dx``. Shape: ``(B, dim)`` each."""
         h = torch.addmm(self.b, x, self.a.T)
+        return self._output(x, h), lambda w: (self.c_skip * w).addmm_(silu_pullback(w @ self.w2, h), self.a)
 
-        def pullback(w: Tensor) -> Tensor:
-            return torch.addmm(w, torch.ops.aten.silu_backward(w @ self.w2, h), self.a, beta=self.c_skip)
+    def _output(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.add(self.b2, x, alpha=self.c_skip).addmm_(F.silu(h), self.w2.T)
 
-        return torch.addmm(self._skip(x), F.silu(h), self.w2.T), pullback
 
-    def _skip(self, x: Tensor) -> Tensor:
-        return torch.add(self.b2, x, alpha=self.c_skip)
+def silu_pullback(w: Tensor, h: Tensor) -> Tensor:
+    """``w * silu'(h)``."""
+    if torch.is_grad_enabled():  # torch's own kernel has no derivative
+        gate = torch.sigmoid(h)
+        return w * gate * (1 + h * (1 - gate))
+    return torch.ops.aten.silu_backward(w, h)
 
 
 class Denoiser(nn.Module):

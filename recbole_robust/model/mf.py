@@ -46,14 +46,13 @@ class MF(ExplicitRecommender):
 
     def calculate_loss(self, interaction) -> Tensor:
         p, q = self.forward(interaction[self.USER_ID], interaction[self.ITEM_ID])
-        score = (p * q).sum(dim=1)
+        rows = (p, q)
         if self.loss_type == "BPR":
             q_neg = self.item_embedding(interaction[self.NEG_ITEM_ID])
-            loss = self.bpr(score, (p * q_neg).sum(dim=1))
+            loss = self.bpr((p * q).sum(dim=1), (p * q_neg).sum(dim=1))
             rows = (p, q, q_neg)
         else:
-            loss = weighted_mean((score - self.rating_target(interaction)).pow(2), interaction)
-            rows = (p, q)
+            loss = weighted_mean(((p * q).sum(dim=1) - self.rating_target(interaction)).pow(2), interaction)
         return loss + self.reg_weight * rows_l2(*rows) if self.reg_weight else loss
 
     def predict(self, interaction) -> Tensor:

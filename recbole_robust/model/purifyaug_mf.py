@@ -122,7 +122,7 @@ class PurifyAugMF(ExplicitRecommender):
     def purify(self, user: Tensor, item: Tensor) -> Tensor:
         """``x_p = x - S x`` (eq. 2 to 5), x the product of both embeddings. Shape: ``(B,)`` each -> ``(B, dim)``."""
         x = PAIR_OPS[self.pair_op](self.user_embedding(user), self.item_embedding(item))
-        return x - self.gate(x) * x if self.gate else x
+        return self.gate(x) if self.gate else x
 
     def attack(self, x_p: Tensor, target: Tensor) -> Tensor:
         """``x_a = x_p + eta`` (eq. 6), |eta| = adv_eps times the rms norm of x_p; eta is a constant.

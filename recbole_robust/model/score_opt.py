@@ -86,15 +86,17 @@ def score_opt(
                 # Without noise the first x_t is x_a itself.
                 anchor = denoised if e2 is None else denoiser(torch.add(x_a, e2, alpha=denoiser.sigma))
                 anchor_noise = e2
-            cotangent = residual + weight * (denoised - anchor)
-        grad = 2 * (pullback(cotangent) - residual)
+            cotangent = torch.add(residual, denoised - anchor, alpha=weight)
+        grad = pullback(cotangent) - residual  # half of it
         if objective == "mse":
-            grad = grad + 2 * weight * (x - x_a)
-        if optimiser == "adam":
-            moment1 = 0.9 * moment1 + 0.1 * grad
-            moment2 = 0.999 * moment2 + 0.001 * grad**2
-            grad = moment1 / (1 - 0.9 ** (step + 1)) / ((moment2 / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
-        x = torch.sub(x, grad, alpha=lr)
+            grad = torch.add(grad, x - x_a, alpha=weight)
+        if optimiser == "sgd":
+            x = torch.sub(x, grad, alpha=2 * lr)
+        else:
+            moment1 = 0.9 * moment1 + 0.2 * grad
+            moment2 = 0.999 * moment2 + 0.004 * grad**2
+            scale = (moment2 / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8
+            x = torch.sub(x, moment1 / scale, alpha=lr / (1 - 0.9 ** (step + 1)))
     return x
 
 

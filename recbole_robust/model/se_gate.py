@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class SEGate(nn.Module):
-    """The share ``S`` of a pair embedding that is noise: ``x_p = x - S * x`` (eq. 5).
+    """Removes the share ``S`` of a pair embedding that is noise: ``x_p = x - S * x`` (eq. 5).
 
     ``x`` is cut into ``n`` heads of ``k = dim / n`` numbers; ``z_h`` is the mean of head ``h`` (eq. 3) and
     ``S = sigmoid(W2 relu(W1 z) + b)`` (eq. 4; the paper writes one symbol for both functions, but a share to remove
@@ -27,7 +27,7 @@ class SEGate(nn.Module):
 
     Shape:
         - Input: ``(..., dim)``
-        - Output: ``(..., dim)``, in (0, 1)
+        - Output: x_p ``(..., dim)``
     """
 
     def __init__(self, dim: int, heads: int, reduction: int = 2, excite: str = "head", bias_init: float = -3.0):
@@ -47,11 +47,13 @@ class SEGate(nn.Module):
         """S from the heads' means (eq. 4). Shape: ``(..., heads)`` -> ``(..., heads)`` or ``(..., dim)``."""
         return torch.sigmoid(self.w2(torch.relu(self.w1(z))))
 
+    def share(self, x: Tensor) -> Tensor:
+        """S. Shape: ``(..., dim)`` -> ``(..., heads, 1)`` or ``(..., heads, width)``, in (0, 1)."""
+        return self.excite(self.squeeze(x)).unflatten(-1, (self.heads, -1))
+
     def forward(self, x: Tensor) -> Tensor:
-        s = self.excite(self.squeeze(x))
-        if s.shape[-1] == self.heads:
-            s = s.unsqueeze(-1).expand(*s.shape, self.width).reshape(x.shape)
-        return s
+        heads = x.unflatten(-1, (self.heads, self.width))
+        return (heads - self.share(x) * heads).flatten(-2)
 
     def rank(self, u: Tensor, v: Tensor, weight: Tensor) -> Tensor:
         """``sum(weight * (1 - S) * u * v)`` of every pair for ``excite: head``, without making any ``x = u * v``.

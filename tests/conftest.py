@@ -1,0 +1,37 @@
+"""Fixtures that every test can use: the toy data set, a folder to write to, and a factory of configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from recbole_robust.config import Config
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_path() -> Path:
+    """The folder ``dataset/`` of the repository, which holds the toy data set."""
+    return REPOSITORY / "dataset"
+
+
+@pytest.fixture
+def output_dir(tmp_path: Path) -> Path:
+    """Where a test's runs write; it is not there yet, so that a test can ask whether anything was left behind."""
+    return tmp_path / "output"
+
+
+@pytest.fixture
+def toy_config(data_path: Path, output_dir: Path) -> Callable[..., Config]:
+    """Build a Config: by default MF on the toy data set, on the CPU, quiet; any key can be given and wins."""
+
+    def make(model: str | type = "MF", **keys) -> Config:
+        quiet = {"use_gpu": False, "show_progress": False, "log_tensorboard": False}
+        places = {"data_path": str(data_path), "output_dir": str(output_dir)}
+        dataset = keys.pop("dataset", "toy")
+        return Config(model, dataset, config_dict={**places, **quiet, **keys})
+
+    return make
