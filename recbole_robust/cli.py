@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -25,11 +27,18 @@ Every key of properties/*.yaml and of RecBole can be given as --key=value; neste
 """
 
 
+SHORT = {"-m": "--model", "-d": "--dataset", "-h": "--help"}
+FLAGS = {"force", "retry_failed", "help", "version", "tune", "dry_run"}  # true by themselves; no value after a blank
+WITH_HYPHEN = {"retry-failed", "dry-run", "config-files"}
+
+
 def parse(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Split into words and keys: ``--key=value``, ``--key value``, ``--flag`` (true), ``-m`` and ``-d``.
 
+    What follows a key is its value unless it begins with ``--`` (so ``--key -1`` is a number).
+
     Raises:
-        UserError: a key given twice with different values.
+        UserError: a key given twice with different values, or one without a name.
     """
     from recbole_robust.types import UserError
 
@@ -38,31 +47,39 @@ def parse(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
-        argument = {"-m": "--model", "-d": "--dataset"}.get(argument, argument)
+        argument = SHORT.get(argument, argument)
         if not argument.startswith("--"):
             words.append(argument)
             continue
         key, equals, value = argument[2:].partition("=")
+        if not key or key != key.strip("-. "):
+            raise UserError(f"expected --key=value, got {argument!r}")
+        key = key.replace("-", "_") if key in WITH_HYPHEN else key
         if not equals:
-            value = rest.pop(0) if rest and not rest[0].startswith("-") and key not in FLAGS else "true"
-        key = key.replace("-", "_") if key in ("retry-failed", "dry-run", "config-files") else key
+            value = rest.pop(0) if rest and _is_value_of(key, rest[0]) else "true"
         if keys.get(key, value) != value:
             raise UserError(f"--{key}: expected one value, got {keys[key]!r} and {value!r}")
         keys[key] = value
     return words, keys
 
 
-FLAGS = {"force", "retry-failed", "help", "version", "tune", "dry-run"}
+def _is_value_of(key: str, text: str) -> bool:
+    if key in FLAGS:
+        return text.lower() in ("true", "false")
+    return not text.startswith("--") and text not in SHORT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line. Exit code 0: done; 2: the user's mistake, one line on stderr; 1: ours."""
+    """Run the command line. Exit code 0: done; 2: the user's mistake, one line on stderr.
+
+    Any other exception is our fault: it propagates, so that Python prints it and exits with code 1.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     from recbole_robust.types import UserError
 
     try:
         words, keys = parse(arguments)
-        if "help" in keys or words[:1] == ["help"] or "-h" in words:
+        if "help" in keys or words[:1] == ["help"]:
             print(USAGE, end="")
             return 0
         if "version" in keys:
@@ -73,7 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = words.pop(0) if words else "run"
         commands = {"run": _run, "benchmark": _benchmark, "report": _report}
         if command not in commands:
-            raise UserError(f"unknown command {command!r}: expected run, benchmark or report (--help says more)")
+            what = "option" if command.startswith("-") else "command"
+            raise UserError(f"unknown {what} {command!r}: expected run, benchmark or report (--help says more)")
         commands[command](words, keys, arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -91,13 +109,20 @@ def _run(words: list[str], keys: dict[str, str], arguments: list[str]) -> None:
         raise UserError(f"expected --key=value, got {words[0]!r}")
     if not keys:
         raise UserError("model: expected --model=<name> --dataset=<name>, got nothing (--help says more)")
-    import shlex
-
+    from recbole_robust.config_checks import complaint_of_recbole
     from recbole_robust.quick_start import run_recbole_robust
 
-    files = (keys.pop("config_files", None) or "").split()
-    command = " ".join(["python run_recbole_robust.py", *(shlex.quote(a) for a in arguments if a != "run")])
-    result = run_recbole_robust(config_file_list=files, command_line=keys, command=command)
+    given = [argument for i, argument in enumerate(arguments) if i or argument != "run"]
+    command = shlex.join(["python", "run_recbole_robust.py", *given])
+    listed = keys.pop("config_files", "")
+    files = [listed] if os.path.isfile(listed) else listed.split()
+    try:
+        result = run_recbole_robust(config_file_list=files, command_line=keys, command=command)
+    except Exception as error:
+        complaint = complaint_of_recbole(error)
+        if complaint is None:
+            raise
+        raise UserError(f"RecBole: {complaint}") from None
     print(render(result))
     print(f"result: {result['path']}")
 

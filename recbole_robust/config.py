@@ -13,7 +13,6 @@ import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +41,10 @@ logger = logging.getLogger(__name__)
 # Keys whose value does not change a result: they are no part of a run's identity.
 DISPLAY_KEYS = {
     "output_dir", "gpu_id", "use_gpu", "show_progress", "state", "force", "checkpoint_dir", "log_wandb",
-    "wandb_project", "log_tensorboard", "save_dataset", "save_dataloaders", "dataset_save_path", "dataloaders_save_path",
-    "data_path", "device", "local_rank", "single_spec", "eval_type", "config_files", "worker", "poison_hash", "nproc",
-    "compare_clean", "valid_metric_bigger", "loss_decimal_place", "save_checkpoint", "cache_clean",
+    "wandb_project", "log_tensorboard", "save_dataset", "save_dataloaders", "dataset_save_path",
+    "dataloaders_save_path", "data_path", "device", "local_rank", "single_spec", "eval_type", "config_files", "worker",
+    "poison_hash", "nproc", "compare_clean", "valid_metric_bigger", "loss_decimal_place", "save_checkpoint",
+    "cache_clean",
 }  # fmt: skip
 
 # Keys of an attack: what a clean training does not depend on.
@@ -103,8 +103,9 @@ class Config(RecBoleConfig):
         set_numpy_aliases()
 
     def _init_parameters_category(self) -> None:
-        super()._init_parameters_category()  # RecBole appends to these lists, which are the module's own
-        self.parameters = {name: list(keys) for name, keys in self.parameters.items()}
+        super()._init_parameters_category()
+        # RecBole appends to these lists, which are those of its module: every Config would find them longer.
+        self.parameters: dict[str, list[str]] = {name: list(keys) for name, keys in vars(self)["parameters"].items()}
 
     def _build_yaml_loader(self) -> type[YamlLoader]:
         return YamlLoader
@@ -146,12 +147,12 @@ class Config(RecBoleConfig):
                 if plain.get(fraction) is not None:
                     plain.setdefault(count, None)  # a fraction wins over the count of an earlier layer
             merge(self.external_config_dict, plain)
-            for key in layer.keys() - plain.keys():
-                name, *path = key.split(".")
-                if name in MERGED_KEYS and len(path) == 1 and isinstance(plain.get(name, {}), Mapping):
-                    merge(self.external_config_dict, {name: {path[0]: layer[key]}})
+            for key in [key for key in layer if "." in key]:
+                path = tuple(key.split("."))
+                if path[0] in MERGED_KEYS and len(path) == 2 and isinstance(plain.get(path[0], {}), Mapping):
+                    merge(self.external_config_dict, {path[0]: {path[1]: layer[key]}})
                 else:
-                    self._dotted[(name, *path)] = layer[key]
+                    self._dotted[path] = layer[key]
 
     # --- what the names stand for ---------------------------------------------------------------------------------
 
@@ -375,25 +376,9 @@ class Config(RecBoleConfig):
         return {key: _jsonable(self.final_config_dict[key]) for key in keys}
 
     def key(self, without: Iterable[str] = ()) -> str:
-        """Twelve hexadecimal digits of the SHA-256 of the resolved keys, less some, and of the data's files."""
+        """Twelve hexadecimal digits of the SHA-256 of the resolved keys, less some."""
         kept = {k: v for k, v in self.resolved().items() if k not in set(without)}
-        kept["files"] = _digests([*Path(self["data_path"]).glob(f"{self.dataset}.*"), self["heldout_file"]])
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _digests(paths: Iterable[str | Path | None]) -> list[str]:
-    """SHA-256 of the files that are there, by name: equal data have an equal key wherever they lie."""
-    files = sorted((path for path in map(Path, filter(None, paths)) if path.is_file()), key=lambda path: path.name)
-    return [_digest(str(path), (path.stat().st_size, path.stat().st_mtime_ns)) for path in files]
-
-
-@lru_cache(maxsize=32)
-def _digest(path: str, stamp: tuple[int, int]) -> str:
-    sha = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            sha.update(block)
-    return sha.hexdigest()
 
 
 def _jsonable(value: Any) -> Any:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import random
-
-import numpy as np
 import torch
 from recbole.utils import ModelType, init_seed
-from torch import nn
+from torch import Tensor, nn
+
+from recbole_robust.randomness import global_state, set_global_state
 
 
 def build_model(config, train, genuine) -> nn.Module:
@@ -23,23 +22,40 @@ def build_model(config, train, genuine) -> nn.Module:
     if train.n_fake_users == 0 or config["MODEL_TYPE"] == ModelType.TRADITIONAL:
         return config.model_class(config, train).to(config["device"])
     clean = config.model_class(config, genuine)
-    state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    state = global_state()
     model = config.model_class(config, train)
     copy_initial_vectors(clean, model, train.n_fake_users)
-    random.setstate(state[0])
-    np.random.set_state(state[1])
-    torch.set_rng_state(state[2])
+    set_global_state(state)
     return model.to(config["device"])
 
 
 @torch.no_grad()
 def copy_initial_vectors(clean: nn.Module, model: nn.Module, n_fake: int) -> None:
-    """Copy the parameters of ``clean`` into ``model``, whose user tables have ``n_fake`` rows (or columns) more."""
-    start = dict(clean.named_parameters())
+    """Copy the parameters of ``clean`` into ``model``, whose user tables have ``n_fake`` rows (or columns) more.
+
+    RecBole's context-aware models have one table for several fields, one after the other: the fields after the users
+    begin ``n_fake`` rows later, and each is copied to where it begins.
+    """
+    start, offsets = dict(clean.named_parameters()), _field_offsets(clean)
     for name, parameter in model.named_parameters():
         source = start.get(name)
         if source is None or source.dim() != parameter.dim():
             continue
+        if name in offsets:
+            _copy_fields(source, offsets[name], parameter, _field_offsets(model)[name])
+            continue
         grown = [d for d in range(source.dim()) if parameter.shape[d] != source.shape[d]]
         if all(parameter.shape[d] == source.shape[d] + n_fake for d in grown):
             parameter[tuple(slice(0, n) for n in source.shape)] = source
+
+
+def _field_offsets(model: nn.Module) -> dict[str, list[int]]:
+    """Where each field begins, for every table of several fields, by the name of its weight."""
+    modules = model.named_modules()
+    return {f"{name}.embedding.weight": list(module.offsets) for name, module in modules if hasattr(module, "offsets")}
+
+
+def _copy_fields(source: Tensor, source_starts: list[int], target: Tensor, target_starts: list[int]) -> None:
+    source_ends, target_ends = [*source_starts[1:], len(source)], [*target_starts[1:], len(target)]
+    for begin, end, to, limit in zip(source_starts, source_ends, target_starts, target_ends, strict=True):
+        target[to : min(to + end - begin, limit)] = source[begin:end]

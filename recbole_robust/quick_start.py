@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import platform
 import resource
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from recbole.utils import ModelType
+from recbole.utils import ModelType, init_seed
 
+import recbole_robust
 from recbole_robust import registry, results
 from recbole_robust.config import POISON_KEYS, TARGET_KEYS, Config, known_keys
 from recbole_robust.data.injection import without_fakes
-from recbole_robust.data.load import clean_train_split, prepare
+from recbole_robust.data.load import clean_train_split, data_digest, prepare
 from recbole_robust.data.poison import Poison, PoisonCard, targets_of
+from recbole_robust.data.views import genuine_item_counts
 from recbole_robust.evaluation import TargetPass, attach_targets, mean_over_targets, tail_items, target_metrics
 from recbole_robust.evaluation.rating import rating_metrics
 from recbole_robust.initialisation import build_model
@@ -48,13 +51,28 @@ def train_and_evaluate(config: Config, card: PoisonCard | None = None, label: st
     With ``tune: true`` a first training with one more held-out row a user chooses the number of epochs; the model
     that is measured is trained on all rows. Test rows choose nothing.
     """
+    selection = None
     if config["tune"]:
-        selection = _train_and_evaluate(config.derive(tune=False, eval_args=_with_valid(config)), card, label)
-        n_epochs = selection.extra["best_epoch"] + 1
-        outcome = _train_and_evaluate(config.derive(tune=False, epochs=n_epochs), card, label)
-        outcome.valid_metrics = selection.valid_metrics
-        return outcome
-    return _train_and_evaluate(config, card, label)
+        selection = _train(config.derive(tune=False, eval_args=_with_valid(config)), card, label)
+        config = config.derive(tune=False, epochs=selection.best_epoch + 1)
+    trained = _train(config, card, label)
+    started = time.perf_counter()
+    metrics, per_target, n_genuine = _measure(config, trained)
+    return Outcome(
+        metrics=metrics,
+        per_target=per_target,
+        valid_metrics=(selection or trained).valid_metrics,
+        seconds={
+            "train": trained.seconds + (selection.seconds if selection else 0.0),
+            "evaluate": time.perf_counter() - started,
+        },
+        extra={
+            "best_epoch": trained.best_epoch,
+            "n_genuine": n_genuine,
+            "split_hash": results.split_hash([trained.genuine, *trained.splits[1:]]),
+            "reused": trained.reused,
+        },
+    )
 
 
 def _with_valid(config: Config) -> dict[str, Any]:
@@ -63,32 +81,93 @@ def _with_valid(config: Config) -> dict[str, Any]:
     return {**config["eval_args"], "split": {"LS": "valid_and_test"}}
 
 
-def _train_and_evaluate(config: Config, card: PoisonCard | None, label: str | None) -> Outcome:
+@dataclass
+class Trained:
+    """A model with its best weights in it, and what it was trained on."""
+
+    trainer: Any
+    test_data: Any
+    splits: list[Any]
+    genuine: Any
+    targets: dict[str, int]
+    valid_metrics: dict[str, float] = field(default_factory=dict)
+    best_epoch: int = -1
+    reused: bool = False
+    seconds: float = 0.0
+
+    @property
+    def target_items(self) -> torch.Tensor:
+        return torch.tensor(list(self.targets.values()))
+
+
+def _train(config: Config, card: PoisonCard | None, label: str | None) -> Trained:
     train_data, valid_data, test_data = prepare(config, card)
     splits = [train_data._dataset, valid_data._dataset, test_data._dataset]
     train = splits[0]
     genuine = without_fakes(train)
-    counts = np.bincount(genuine.inter_matrix(form="coo").col, minlength=train.item_num)
-    tokens = card.target_items if card is not None else targets_of(config, train, counts[1:])
-    target_items = torch.tensor([train.token2id(train.iid_field, token) for token in tokens])
-
-    model = build_model(config, train, genuine)
-    trainer = get_trainer(config)(config, model)
+    tokens = card.target_items if card is not None else targets_of(config, train)
+    targets = {token: int(train.token2id(train.iid_field, token)) for token in tokens}
+    trainer = get_trainer(config)(config, build_model(config, train, genuine))
     trainer.know_items(train)
     trainer.label = label or f"{config['model']} {'clean' if card is None else 'attacked'}"
-    attach_targets(trainer, splits, target_items)
+    trained = Trained(trainer, test_data, splits, genuine, targets)
+    attach_targets(trainer, splits, trained.target_items)
     started = time.perf_counter()
-    fitted = _fit_or_reuse(config, trainer, train_data, valid_data, cacheable=card is None)
-    trained = time.perf_counter()
+    _fit_or_reuse(config, trained, train_data, valid_data, cacheable=card is None and bool(config["cache_clean"]))
+    trained.seconds = time.perf_counter() - started
+    return trained
 
-    metrics = {name: float(value) for name, value in trainer.evaluate(test_data, load_best_model=False).items()}
+
+def _fit_or_reuse(config: Config, trained: Trained, train_data, valid_data, cacheable: bool) -> None:
+    """Fit the model and leave the best weights in it; a clean training of the same key is taken from the cache."""
+    trainer, path = trained.trainer, _clean_path(config)
+    if cacheable and not config["force"] and os.path.isfile(path):
+        try:
+            state = trainer.load_weights(path)
+            trainer.eval_collector.data_collect(train_data)
+            trained.valid_metrics, trained.best_epoch, trained.reused = state["valid_metrics"], state["epoch"], True
+            return
+        except UserError as error:
+            logger.warning("%s; training again", error)
+    validates = bool(valid_data) and config["eval_step"] > 0
+    keep = validates or bool(config["save_checkpoint"])
+    _, valid_result = trainer.fit(train_data, valid_data, saved=keep, show_progress=config["show_progress"])
+    trained.valid_metrics = {name: float(value) for name, value in (valid_result or {}).items()}
+    trained.best_epoch = trainer.epochs - 1
+    if validates and os.path.isfile(trainer.saved_model_file):  # none where the validation score was never a number
+        trained.best_epoch = trainer.load_weights(trainer.saved_model_file)["epoch"]
+    if keep and not config["save_checkpoint"]:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(trainer.saved_model_file)
+    if cacheable and config["MODEL_TYPE"] != ModelType.TRADITIONAL:
+        trainer.save_weights(path, trained.best_epoch, trained.valid_metrics)
+
+
+def _clean_path(config: Config) -> str:
+    """Where the weights of a clean training are kept: its key has nothing of the attack, nor of what is measured."""
+    measured = ["rating_metrics", "always_metrics", "baseline"]
+    if not any(str(metric).lower().startswith("target") for metric in [config["valid_metric"], *config["metrics"]]):
+        measured += [*TARGET_KEYS, "target_sets"]
+    key = config.key(without=[*POISON_KEYS, *measured])
+    version = "-".join([data_digest(config), recbole_robust.__version__, torch.__version__])
+    name = hashlib.sha256(f"{key}-{version}".encode()).hexdigest()[:12]
+    return os.path.join(config["output_dir"], "clean", f"{config['model']}-{config['dataset']}-{name}.pth")
+
+
+def _measure(config: Config, trained: Trained) -> tuple[dict[str, float], dict[str, dict[str, float]], int]:
+    """All metrics on the test rows, the target metrics of each target, and the number of genuine users asked."""
+    trainer, splits, target_items = trained.trainer, trained.splits, trained.target_items
+    init_seed(config["seed"], config["reproducibility"])  # sampled test negatives are the same for every training
+    found_metrics = trainer.evaluate(trained.test_data, load_best_model=False)
+    if found_metrics is None:
+        raise UserError(f"eval_args: expected test rows, got none by split {config['eval_args']['split']}")
+    metrics = {name: float(value) for name, value in found_metrics.items()}
     target_pass = TargetPass(splits, target_items, "test")
     if config.is_ranking:
         found = target_pass.run(trainer)
     else:  # a CTR model: its own metrics rank nothing
-        found, accuracy = target_pass.run_with_accuracy(
-            trainer, config["topk"], tail_items(train, config["tail_share"])
-        )
+        is_tail = tail_items(splits[0], config["tail_share"])
+        found, accuracy = target_pass.run_with_accuracy(trainer, config["topk"], is_tail)
         metrics.update(accuracy)
     if config.is_explicit:
         metrics.update(rating_metrics(trainer, splits[2], config["rating_metrics"]))
@@ -96,54 +175,10 @@ def _train_and_evaluate(config: Config, card: PoisonCard | None, label: str | No
         found.ranks, found.scores, found.eligible, config["topk"], config["target_hr_denominator"]
     )
     metrics.update(mean_over_targets(per_target))
+    counts = genuine_item_counts(splits[0])
     for row, item in zip(per_target, target_items.tolist(), strict=True):
         row["popularity"] = int(counts[item])
-    return Outcome(
-        metrics=metrics,
-        per_target=dict(zip(tokens, per_target, strict=True)),
-        valid_metrics=fitted["valid_metrics"],
-        seconds={"train": trained - started, "evaluate": time.perf_counter() - trained},
-        extra={
-            "best_epoch": fitted["best_epoch"],
-            "n_genuine": len(target_pass.users),
-            "split_hash": results.split_hash([genuine, *splits[1:]]),
-            "reused": fitted["reused"],
-        },
-    )
-
-
-def _fit_or_reuse(config: Config, trainer, train_data, valid_data, cacheable: bool) -> dict[str, Any]:
-    """Fit the model and leave the best weights in it; a clean training of the same key is taken from the cache."""
-    path = _clean_path(config)
-    if cacheable and not config["force"] and os.path.isfile(path):
-        try:
-            state = trainer.load_weights(path)
-            trainer.eval_collector.data_collect(train_data)
-            return {"valid_metrics": state["valid_metrics"], "best_epoch": state["epoch"], "reused": True}
-        except UserError as error:
-            logger.warning("%s; training again", error)
-    validates = bool(valid_data) and config["eval_step"] > 0
-    keep = validates or bool(config["save_checkpoint"])
-    _, valid_result = trainer.fit(train_data, valid_data, saved=keep, show_progress=config["show_progress"])
-    if validates:
-        trainer.load_weights(trainer.saved_model_file)
-    if keep and not config["save_checkpoint"]:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(trainer.saved_model_file)
-    valid_metrics = {name: float(value) for name, value in (valid_result or {}).items()}
-    best_epoch = trainer.best_epoch if validates else trainer.epochs - 1
-    if cacheable and config["cache_clean"] and config["MODEL_TYPE"] != ModelType.TRADITIONAL:
-        trainer.save_weights(path, best_epoch, valid_metrics)
-    return {"valid_metrics": valid_metrics, "best_epoch": best_epoch, "reused": False}
-
-
-def _clean_path(config: Config) -> str:
-    """Where the weights of a clean training are kept: its key has nothing of the attack, nor of what is measured."""
-    measured = ["always_metrics", "rating_metrics", "tail_share", "baseline", "cache_clean"]
-    if not str(config["valid_metric"]).lower().startswith("target"):
-        measured += [*TARGET_KEYS, "target_sets"]
-    key = config.key(without=[*POISON_KEYS, *measured])
-    return os.path.join(config["output_dir"], "clean", f"{config['model']}-{config['dataset']}-{key}.pth")
+    return metrics, dict(zip(trained.targets, per_target, strict=True)), len(target_pass.users)
 
 
 def run_recbole_robust(
@@ -165,20 +200,23 @@ def run_recbole_robust(
     started = time.perf_counter()
     command_line = command_line if isinstance(command_line, Mapping) else list(command_line)
     config = Config(model, dataset, config_file_list, config_dict, command_line)
-    path = Path(config["output_dir"]) / results.run_key(config) / "result.json"
+    path = Path(config["output_dir"]) / results.run_key(config, data_digest(config)) / "result.json"
     if path.is_file() and not config["force"]:
         return {**results.read(path), "path": str(path)}
     with results.log_to(Path(config["output_dir"]) / "log" / f"{path.parent.name}.log"):
+        planning = time.perf_counter()
         card = make_card(config)
-        card_path = None
         planned = time.perf_counter()
-        if card is not None:
-            card_path = Path(config["output_dir"]) / "cards" / f"{card.settings.get('attack', 'card')}-{card.digest()}.json"
-            card.save(card_path)
         outcomes = _clean_and_attacked(config, card)
         baseline = baseline_config(config, config_file_list, config_dict, command_line)
         baseline_outcomes = _clean_and_attacked(baseline, card) if baseline else None
-    seconds = {"attack": planned - started, "total": time.perf_counter() - started}
+        card_path = None
+        if card is not None:
+            name = f"{card.settings.get('attack', 'card')}-{card.digest()}.json"
+            card_path = Path(config["output_dir"]) / "cards" / name
+            card.save(card_path)
+    path = path.parent.with_name(results.run_key(config, data_digest(config))) / path.name  # downloaded meanwhile?
+    seconds = {"attack": planned - planning, "total": time.perf_counter() - started}
     result = results.assemble(
         config,
         command or results.command_of(config, command_line),
@@ -200,7 +238,7 @@ def run_recbole_robust(
 
 
 def _clean_and_attacked(config: Config, card: PoisonCard | None) -> dict[str, Outcome | None]:
-    """The clean outcome (skipped by ``compare_clean: false`` under an attack) and the attacked one (None: no attack)."""
+    """The clean outcome (under an attack only with ``compare_clean``) and the attacked one (None: no attack)."""
     name = config["model"]
     clean = attacked = None
     if card is None or config["compare_clean"]:

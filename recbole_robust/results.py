@@ -25,12 +25,12 @@ from recbole_robust.types import Outcome, UserError
 SCHEMA_VERSION = 1
 
 
-def run_key(config: Config) -> str:
-    """``model-dataset-attack-defense-seed-sha12``: equal for equal resolved configurations."""
+def run_key(config: Config, data: str = "") -> str:
+    """``model-dataset-attack-defense-seed-sha12``: equal for equal resolved configurations and equal ``data``."""
     attack = config["attack"] or ("card" if config["poison"] else "clean")
     parts = (config["model"], config["dataset"], attack, config["defense"] or "none", str(config["seed"]))
     extra = hashlib.sha256(Path(config["poison"]).read_bytes()).hexdigest() if _is_file(config["poison"]) else ""
-    switches = f"{config['compare_clean']}{extra}"
+    switches = f"{config['compare_clean']}{extra}{data}"
     key = hashlib.sha256(f"{config.key()}{switches}".encode()).hexdigest()[:12]
     return "-".join([*parts, key])
 
@@ -174,7 +174,10 @@ def read(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def log_to(path: Path) -> Iterator[None]:
-    """Inside this block what RecBole and we log goes to a file; warnings go to stderr as ever."""
+    """Inside this block what RecBole and we log goes to a file; warnings go to stderr as ever.
+
+    A mistake of the user leaves nothing behind: neither the log nor empty folders.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -187,11 +190,21 @@ def log_to(path: Path) -> Iterator[None]:
     levels = [h.level for h in quiet]
     for other in quiet:
         other.setLevel(logging.WARNING)
+    mistaken = False
     try:
         yield
+    except UserError:
+        mistaken = True
+        raise
     finally:
         root.removeHandler(handler)
         root.setLevel(level)
         for other, before in zip(quiet, levels, strict=True):
             other.setLevel(before)
         handler.close()
+        if mistaken:
+            path.unlink(missing_ok=True)
+            output_dir = path.parent.parent
+            for folder in (path.parent, output_dir / "saved", output_dir / "cards", output_dir / "clean", output_dir):
+                with contextlib.suppress(OSError):  # not empty, or not there
+                    folder.rmdir()

@@ -18,6 +18,7 @@ from torch import Tensor, nn, optim
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from recbole_robust.randomness import global_state, set_global_state
 from recbole_robust.types import UserError
 
 CHECKPOINT_VERSION = 1
@@ -69,6 +70,8 @@ class RobustTrainerMixin:
         self.before_evaluate: list[Callable[[Any, Any], None]] = []
         self.best_epoch = -1
         self.label = config["model"]
+        self._resumed: dict[str, Any] | None = None
+        self._valid_result: dict[str, float] | None = None
         with _tensorboard_in(config["output_dir"], config["log_tensorboard"], self._run_name(config)):
             super().__init__(config, model)
         self.saved_model_file = os.path.join(self.checkpoint_dir, f"{self._run_name(config)}.pth")
@@ -111,6 +114,12 @@ class RobustTrainerMixin:
         if SAMPLE_WEIGHT in train_data._dataset.inter_feat and not getattr(self.model, "weighs_samples", False):
             raise UserError(f"sample weights: expected a model that takes them, got {self.config['model']}")
         self._has_validation = bool(valid_data) and self.eval_step > 0
+        self._train_data = train_data
+        if self._resumed is not None:
+            set_global_state(self._resumed["random"])
+            if self._resumed["loader"] is not None and train_data.generator is not None:
+                train_data.generator.set_state(self._resumed["loader"].cpu())
+            self._resumed = None
         with tqdm(total=self.epochs, desc=self.label, unit="epoch", disable=not show_progress, leave=False) as bar:
             self._bar = bar
             return super().fit(train_data, valid_data, verbose, saved, False, callback_fn)
@@ -126,6 +135,11 @@ class RobustTrainerMixin:
             bar.update()
         return losses
 
+    def _valid_epoch(self, valid_data, show_progress=False):
+        score, result = super()._valid_epoch(valid_data, show_progress)
+        self._valid_result = {name: float(value) for name, value in result.items()}
+        return score, result
+
     def _hook(self, name: str, epoch: int) -> None:
         hook = getattr(self.model, name, None)
         if hook is not None:
@@ -135,7 +149,7 @@ class RobustTrainerMixin:
 
     @torch.no_grad()
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
-        """RecBole's ``evaluate``; the checkpoint holds plain tensors, and the hooks of ``before_evaluate`` run first."""
+        """RecBole's ``evaluate``, after the hooks of ``before_evaluate``; the checkpoint holds plain tensors."""
         if not eval_data:
             return None
         if load_best_model:
@@ -162,34 +176,44 @@ class RobustTrainerMixin:
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
+    def _weights(self, epoch: int, **more: Any) -> dict[str, Any]:
+        """What an evaluation needs, as tensors and plain values."""
+        return {
+            "version": CHECKPOINT_VERSION,
+            "model": self.config["model"],
+            "epoch": epoch,
+            "state_dict": self.model.state_dict(),
+            "other_parameter": pack_all(self.model.other_parameter()),
+            **more,
+        }
+
     def _save_checkpoint(self, epoch, verbose=True, **kwargs):
-        """Save tensors and plain values only, under a temporary name first. Without validation: the last epoch only."""
+        """Save all that :meth:`resume_checkpoint` needs. Without validation: the last epoch only."""
+        if epoch < 0 < self.start_epoch:  # resumed after the last epoch: the file is what it should be
+            return
         self.best_epoch = epoch
         if 0 <= epoch < self.epochs - 1 and not getattr(self, "_has_validation", True):
             return
-        state = {
-            "version": CHECKPOINT_VERSION,
-            "model": self.config["model"],
-            "epoch": epoch,
-            "cur_step": self.cur_step,
-            "best_valid_score": float(self.best_valid_score),
-            "state_dict": self.model.state_dict(),
-            "other_parameter": pack_all(self.model.other_parameter()),
-            "optimizer": self.optimizer.state_dict(),
-        }
+        generator = getattr(getattr(self, "_train_data", None), "generator", None)
+        state = self._weights(
+            epoch,
+            cur_step=self.cur_step,
+            best_valid_score=float(self.best_valid_score),
+            best_valid_result=self._valid_result,
+            optimizer=self.optimizer.state_dict(),
+            random=global_state(),
+            loader=None if generator is None else generator.get_state(),
+        )
         save_atomically(state, kwargs.get("saved_model_file", self.saved_model_file))
+
+    def save_pretrained_model(self, epoch, saved_model_file):
+        """The checkpoint of a first stage (S3Rec, RaCT), under our name: RecBole's is the same for every attack."""
+        self.best_epoch = epoch
+        save_atomically(self._weights(epoch, optimizer=self.optimizer.state_dict()), self.saved_model_file)
 
     def save_weights(self, path: str, epoch: int, valid_metrics: dict[str, float]) -> None:
         """Save what an evaluation needs, and nothing to go on training with."""
-        state = {
-            "version": CHECKPOINT_VERSION,
-            "model": self.config["model"],
-            "epoch": epoch,
-            "valid_metrics": valid_metrics,
-            "state_dict": self.model.state_dict(),
-            "other_parameter": pack_all(self.model.other_parameter()),
-        }
-        save_atomically(state, path)
+        save_atomically(self._weights(epoch, valid_metrics=valid_metrics), path)
 
     def load_weights(self, path: str) -> dict[str, Any]:
         """Put a checkpoint's weights into the model; nothing in the file is run.
@@ -208,15 +232,18 @@ class RobustTrainerMixin:
         return state
 
     def resume_checkpoint(self, resume_file):
-        """Go on from a checkpoint of ours."""
+        """Go on from a checkpoint of ours; :meth:`fit` then gives what a training without a break gives."""
         self.saved_model_file = str(resume_file)
-        state = self.load_weights(self.saved_model_file)
+        state = self._resumed = self.load_weights(self.saved_model_file)
+        if "optimizer" not in state or "random" not in state:
+            raise UserError(f"checkpoint {resume_file}: expected one to go on training from, got weights only")
         self.start_epoch = state["epoch"] + 1
-        self.cur_step, self.best_valid_score = state["cur_step"], state["best_valid_score"]
+        self.cur_step, self.best_epoch = state["cur_step"], state["epoch"]
+        self.best_valid_score, self.best_valid_result = state["best_valid_score"], state["best_valid_result"]
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def robust(trainer_class: type) -> type:
     """The robust form of a RecBole trainer class."""
     return type(f"Robust{trainer_class.__name__}", (RobustTrainerMixin, trainer_class), {})
@@ -250,7 +277,7 @@ class NoWriter:
     def add_hparams(self, *args: Any, **kwargs: Any) -> None: ...
 
 
-def pack(value: Any, name: str) -> Any:
+def pack(value: Any, name: str) -> dict[str, Any]:
     """A value of ``other_parameter`` as tensors and plain values, which ``weights_only`` can load.
 
     Raises:
@@ -266,6 +293,10 @@ def pack(value: Any, name: str) -> Any:
         return {"kind": "plain", "data": value}
     if isinstance(value, np.generic):
         return {"kind": "plain", "data": value.item()}
+    if isinstance(value, (list, tuple)):
+        return {"kind": type(value).__name__, "parts": [pack(part, name) for part in value]}
+    if isinstance(value, dict):
+        return {"kind": "dict", "parts": [(pack(key, name), pack(part, name)) for key, part in value.items()]}
     raise TypeError(f"other_parameter {name}: no safe form for a {type(value).__name__}")
 
 
@@ -276,11 +307,17 @@ def pack_all(values: dict[str, Any]) -> dict[str, Any]:
 
 def unpack(packed: dict[str, Any], device) -> Any:
     """The inverse of :func:`pack`."""
-    if packed["kind"] == "array":
+    kind = packed["kind"]
+    if kind == "array":
         return packed["data"].cpu().numpy()
-    if packed["kind"] == "csr":
+    if kind == "csr":
         data, indices, indptr = (part.cpu().numpy() for part in packed["parts"])
         return sp.csr_matrix((data, indices, indptr), shape=tuple(packed["shape"])).asformat(packed["format"])
+    if kind in ("list", "tuple"):
+        parts = (unpack(part, device) for part in packed["parts"])
+        return list(parts) if kind == "list" else tuple(parts)
+    if kind == "dict":
+        return {unpack(key, device): unpack(part, device) for key, part in packed["parts"]}
     value = packed["data"]
     return value.to(device) if isinstance(value, Tensor) else value
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import shutil
 import socket
 from urllib.parse import urlparse
+from urllib.request import getproxies, proxy_bypass
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
 from recbole.utils.argument_list import dataset_arguments
 
 from recbole_robust.compat import PandasSafeDataset
+from recbole_robust.data.atomic_file import bad_number, check_atomic_file
 from recbole_robust.data.heldout import heldout_split
 from recbole_robust.data.injection import add_fake_users, append_rows, fake_interactions
+from recbole_robust.data.leave_one_out import HELD_OUT, leave_one_out_rows, take_rows
 from recbole_robust.data.poison import Poison, PoisonCard
 from recbole_robust.data.views import RawLog, rating_grid
 from recbole_robust.randomness import global_state_kept
@@ -73,18 +78,24 @@ class AttackedMixin(PandasSafeDataset):
         return load_col, unload_col
 
     def _load_feat(self, filepath, source):
+        layout = (filepath, self.config["field_separator"], self.config["encoding"])
+        is_inter = getattr(source, "value", source) == "inter"
+        kinds = {self.config["RATING_FIELD"]: "float", self.time_field: "float"} if is_inter else {}
+        check_atomic_file(*layout, {self.uid_field: "token", self.iid_field: "token", **kinds})
         try:
             feat = super()._load_feat(filepath, source)
         except UserError:
             raise
-        except (ValueError, KeyError, IndexError, UnicodeDecodeError, pd.errors.ParserError) as error:
-            raise UserError(f"{filepath}: not a RecBole atomic file: {' '.join(str(error).split())}") from None
-        if getattr(source, "value", source) == "inter" and feat is not None:
+        except (ValueError, KeyError, IndexError, pd.errors.ParserError) as error:
+            reason = bad_number(*layout) or f"not an atomic file of RecBole's: {' '.join(str(error).split())}"
+            raise UserError(f"{filepath}: {reason}") from None
+        if is_inter:
             for name in (self.uid_field, self.iid_field):
-                if name not in feat:
-                    raise UserError(f"{filepath}: expected a column {name}:token, got {', '.join(feat.columns)}")
+                if feat is None or name not in feat:
+                    found = "none" if feat is None else ", ".join(feat.columns)
+                    raise UserError(f"{filepath}: expected a column {name}:token (load_col), got {found}")
             if feat.empty:
-                raise UserError(f"{filepath}: expected interactions, got none")
+                raise UserError(f"{filepath}: expected interactions below the header, got none")
         return feat
 
     def _load_inter_feat(self, token, dataset_path):
@@ -103,13 +114,15 @@ class AttackedMixin(PandasSafeDataset):
         except ValueError:
             raise UserError(f"dataset: {self.dataset_name!r} is neither in {self.dataset_path} nor one that RecBole "
                             f"can download; {where}") from None  # fmt: skip
+        host = urlparse(url).hostname
         try:
-            address = urlparse(url)
-            socket.create_connection((address.hostname, address.port or 443), timeout=DOWNLOAD_TIMEOUT).close()
-        except OSError:
-            raise UserError(f"dataset: {self.dataset_name!r} is not in {self.dataset_path} and {address.hostname} "
-                            f"cannot be reached; {where}") from None  # fmt: skip
-        super()._download()
+            _reach(url)
+            super()._download()
+        except (OSError, RuntimeError, EOFError, BadZipFile) as error:
+            if not os.path.isfile(os.path.join(self.dataset_path, f"{self.dataset_name}.inter")):
+                shutil.rmtree(self.dataset_path, ignore_errors=True)  # half a download; it was not there before
+            raise UserError(f"dataset: {self.dataset_name!r} is not in {self.dataset_path} and cannot be had from "
+                            f"{host} ({error}); {where}") from None  # fmt: skip
 
     def _remove_duplication(self):
         """RecBole sorts by time first where times are loaded; a hidden column must not change what the victim sees."""
@@ -155,9 +168,10 @@ class AttackedMixin(PandasSafeDataset):
             bad = np.flatnonzero(~(np.isfinite(ratings) & (ratings >= low) & (ratings <= high)))
             if len(bad):
                 user, item = divmod(int(self.raw_log.keys[bad[0]]), self.item_num)
+                user, item = self.id2token(self.uid_field, user), self.id2token(self.iid_field, item)
                 expected = "finite numbers" if np.isinf(low) else f"ratings in [{low}, {high}] (rating_range)"
-                raise UserError(f"{name}: expected {expected}, got {ratings[bad[0]]} in {len(bad)} rows (first: user "
-                                f"{self.id2token(self.uid_field, user)}, item {self.id2token(self.iid_field, item)})")  # fmt: skip
+                raise UserError(f"{name}: expected {expected}, got {ratings[bad[0]]} in {len(bad)} rows "
+                                f"(first: user {user}, item {item})")  # fmt: skip
 
     def _normalize(self):
         """Remember the span of what RecBole normalises, so that fake ratings can be mapped the same way."""
@@ -185,8 +199,8 @@ class AttackedMixin(PandasSafeDataset):
             values = np.ones(len(values)) if low == high else (values - low) / (high - low)
         if name in self._pairs:
             known, pairs = self._pairs[name]
-            right = np.searchsorted(known, values).clip(1, len(known) - 1) if len(known) > 1 else np.zeros(len(values), int)
-            left = np.maximum(right - 1, 0)
+            right = np.searchsorted(known, values).clip(max=len(known) - 1)
+            left = (right - 1).clip(min=0)
             values = pairs[np.where(values - known[left] <= known[right] - values, left, right)]
         return values
 
@@ -217,7 +231,9 @@ class AttackedMixin(PandasSafeDataset):
     def leave_one_out(self, group_by, leave_one_mode):
         if self.config["heldout_file"]:
             return heldout_split(self, self.config["heldout_file"], keep_valid=leave_one_mode == "valid_and_test")
-        return super().leave_one_out(group_by, leave_one_mode)
+        if group_by is None or leave_one_mode not in HELD_OUT:
+            return super().leave_one_out(group_by, leave_one_mode)  # RecBole says what is wrong
+        return take_rows(self, leave_one_out_rows(self.inter_feat[group_by].numpy(), leave_one_mode))
 
     def build(self):
         """RecBole's split; then the poison is planned on the training split, or replayed, and appended to it.
@@ -247,13 +263,27 @@ class AttackedMixin(PandasSafeDataset):
         return _restore, (type(self).base_cls,), self.__dict__
 
 
+def _reach(url: str) -> None:
+    """Connect to the host of a URL, or to the proxy for it, so that a machine that is offline is told in seconds.
+
+    Raises:
+        OSError: nobody answers.
+    """
+    address = urlparse(url)
+    proxy = getproxies().get(address.scheme)
+    if proxy and not proxy_bypass(address.hostname or ""):
+        address = urlparse(proxy if "//" in proxy else f"//{proxy}")
+    port = address.port or (80 if address.scheme == "http" else 443)
+    socket.create_connection((address.hostname, port), timeout=DOWNLOAD_TIMEOUT).close()
+
+
 def _restore(base_cls):
     attacked = AttackedDataset(base_cls)
     return attacked.__new__(attacked)
 
 
-@functools.lru_cache(maxsize=None)
-def AttackedDataset(base_cls: type) -> type:  # noqa: N802 - it makes a class
+@functools.cache
+def AttackedDataset(base_cls: type) -> type:
     """The attacked form of a RecBole data set class: call it with ``(config, poison)``.
 
     ``poison`` is a :class:`Poison` (attack, targets, budget), a :class:`PoisonCard` to replay, or None for the clean

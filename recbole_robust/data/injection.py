@@ -78,10 +78,7 @@ def fake_interactions(train, profiles: FakeProfiles, seed: int) -> Interaction:
             values[name] = np.ones(len(users))
         else:
             values[name] = genuine[name][like]
-    columns = {
-        name: torch.as_tensor(values[name]).to(genuine[name].dtype) if name in genuine else torch.as_tensor(values[name])
-        for name in train.raw_columns()
-    }
+    columns = {name: torch.as_tensor(values[name]).to(genuine[name].dtype) for name in train.raw_columns()}
     keep = train.survives_filters(raw)
     return Interaction({name: column[torch.from_numpy(keep)] for name, column in columns.items()})
 
@@ -95,7 +92,7 @@ def append_rows(train, rows: Interaction, seed: int) -> None:
 
 
 def _augmented(train, rows: Interaction, seed: int) -> Interaction:
-    """The rows that RecBole's own augmentation makes of some users' histories, with lists as long as those of ``train``.
+    """The rows that RecBole's own augmentation makes of some users' histories, lists as long as those of ``train``.
 
     Data without times (ready-made sequences may have none) keep the order of the profile.
     """
@@ -141,4 +138,3 @@ def without_fakes(train):
     clean.inter_feat = Interaction({name: column[: train.n_genuine_rows] for name, column in rows.items()})
     clean.n_fake_users, clean.profiles = 0, None
     return clean
-

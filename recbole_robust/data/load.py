@@ -69,7 +69,8 @@ def create_dataset(config, poison: Poison | PoisonCard | None = None):
     settings = {name: config[name] for name in names}
     if issubclass(cls, recbole_datasets.DIENDataset):  # it draws negatives while it is read
         settings["seed"] = config["seed"]
-    key = json.dumps([cls.__name__, settings, getattr(config, "is_explicit", False), digest], sort_keys=True, default=str)
+    settings.update(cls=cls.__name__, explicit=getattr(config, "is_explicit", False), digest=digest)
+    key = json.dumps(settings, sort_keys=True, default=str)
     path = os.path.join(config["checkpoint_dir"], f"{config['dataset']}-{cls.__name__}.pth")
     original = _loaded.get(key) or _saved(config, config["dataset_save_path"] or path, key)
     unsaved = original is None or not os.path.isfile(path)
@@ -115,11 +116,10 @@ def check_topk(config, dataset) -> None:
 
 def check_labels(config, dataset) -> None:
     """A context-aware model that gets no sampled negatives learns from labels, which must be there."""
-    label = config["LABEL_FIELD"]
-    if config["MODEL_TYPE"] == ModelType.CONTEXT and config["train_neg_sample_args"]["distribution"] == "none":
-        if label not in dataset.inter_feat:
-            raise UserError(f"{dataset.dataset_name}: {config['model']} learns labels, expected a column {label}:float "
-                            f"or a threshold such as --threshold=\"{{'rating': 4}}\", got neither")  # fmt: skip
+    label, sampling = config["LABEL_FIELD"], config["train_neg_sample_args"]["distribution"]
+    if config["MODEL_TYPE"] == ModelType.CONTEXT and sampling == "none" and label not in dataset.inter_feat:
+        raise UserError(f"{dataset.dataset_name}: {config['model']} learns labels, expected a column {label}:float or "
+                        f"a threshold such as --threshold=\"{{'rating': 4}}\", got neither")  # fmt: skip
 
 
 def prepare(config, poison: Poison | PoisonCard | None = None):
@@ -139,7 +139,7 @@ def prepare(config, poison: Poison | PoisonCard | None = None):
         raise UserError(f"{dataset.dataset_name}: expected an item that a user has not rated, to sample as a negative "
                         "one, got a (fake or genuine) user who has rated them all") from None  # fmt: skip
     for loader in loaders:
-        if loader.generator is None:  # save_dataloaders takes it away; a run that saves must train like one that does not
+        if loader.generator is None:  # save_dataloaders takes it away, but must not change the training
             loader.generator = loader.sampler.generator = torch.Generator().manual_seed(config["seed"])
     return use_fast_loader(config, loaders[0]), *loaders[1:]
 

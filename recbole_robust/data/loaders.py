@@ -104,4 +104,3 @@ def use_fast_loader(config, train_data):
     if type(train_data) is not TrainDataLoader or not fast_loader_applies(config, train_data._dataset):
         return train_data
     return TensorTrainDataLoader(config, train_data._dataset, train_data._sampler, shuffle=config["shuffle"])
-

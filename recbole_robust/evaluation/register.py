@@ -155,7 +155,14 @@ def attach_targets(trainer, splits, target_items: Tensor) -> None:
     Args:
         splits: train, valid and test split of an ``AttackedDataset``.
         target_items: RecBole's ids of the targets. Shape: ``(n_targets,)``.
+
+    Raises:
+        UserError: the trainer is not one of ours.
     """
+    if not hasattr(trainer, "before_evaluate"):
+        raise UserError(f"attach_targets: expected a trainer of recbole_robust, got RecBole's {type(trainer).__name__}")
+    if hasattr(trainer.model, "pinned_items"):  # a model that scores only some items exactly must score these so
+        trainer.model.pinned_items = target_items
     collector = RobustCollector(trainer.config)
     trainer.eval_collector = collector
     passes: dict[str, TargetPass] = {}

@@ -64,9 +64,9 @@ class TargetPass:
         """Set the scores of seen items and of the padding item to -inf, in place. Shape: ``(B, n_items)``."""
         part = self.seen[self.users[start:stop].numpy()]
         rows = np.repeat(np.arange(stop - start), np.diff(part.indptr))
-        scores[torch.from_numpy(rows).to(scores.device), torch.from_numpy(part.indices).long().to(scores.device)] = (
-            -torch.inf
-        )
+        scores[
+            torch.from_numpy(rows).to(scores.device), torch.from_numpy(part.indices).long().to(scores.device)
+        ] = -torch.inf
         scores[:, 0] = -torch.inf
         return scores
 

@@ -22,6 +22,7 @@ class DampedMean(ExplicitRecommender):
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
+        self.weighs_samples = False
         items = dataset.inter_feat[self.ITEM_ID]
         ratings = dataset.inter_feat[self.RATING].double()
         sums = torch.zeros(self.n_items, dtype=torch.double).index_add_(0, items, ratings)

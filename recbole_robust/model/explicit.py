@@ -26,6 +26,7 @@ class ExplicitRecommender(GeneralRecommender):
         super().__init__(config, dataset)
         self.RATING = config["RATING_FIELD"]
         self.loss_type = config["loss_type"] or "MSE"
+        self.weighs_samples = self.loss_type == "MSE"  # its losses go through weighted_mean
         self.rating_scale = self._rating_scale(config["rating_scale"], dataset) if self.loss_type == "MSE" else 1.0
 
     def _rating_scale(self, setting: str | float | None, dataset) -> float:

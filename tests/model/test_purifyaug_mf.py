@@ -35,7 +35,7 @@ class GaussianDenoiser:
         return self(x), lambda w: self.c_skip * w
 
 
-def trained_denoiser(dim=6, hidden=24):
+def random_denoiser(dim=6, hidden=24):
     """A denoiser with random weights, the last layer too."""
     torch.manual_seed(3)
     denoiser = Denoiser(dim, hidden)
@@ -44,11 +44,14 @@ def trained_denoiser(dim=6, hidden=24):
     return denoiser
 
 
-def train(model, ratings, steps=12, rows=400, first_epoch=5):
+def train(model, ratings, steps=12, rows=400, first_epoch=5, table_lr=10.0):
     """Some steps, Adagrad on the tables and Adam on the networks; the losses of each step."""
     tables = [model.user_embedding.weight, model.item_embedding.weight]
     networks = [p for p in model.parameters() if all(p is not t for t in tables)]
-    optimisers = [torch.optim.Adagrad(tables, 10.0, initial_accumulator_value=0.1), torch.optim.Adam(networks, 1e-3)]
+    optimisers = [
+        torch.optim.Adagrad(tables, table_lr, initial_accumulator_value=0.1),
+        torch.optim.Adam(networks, 1e-3),
+    ]
     model.train()
     model.on_epoch_start(first_epoch)
     history = []
@@ -72,8 +75,9 @@ def awake(build, ratings):
         with torch.no_grad():
             for table in (model.user_embedding, model.item_embedding):
                 table.weight.normal_(0.1, 0.3)
-            for parameter in (p for layer in (model.denoiser, model.fuse_mlp, model.head) for p in layer.parameters()):
-                parameter.add_(0.1 * torch.randn_like(parameter))
+            for name, parameter in model.named_parameters():
+                if name.startswith(("denoiser", "fuse_mlp", "head")):
+                    parameter.add_(0.1 * torch.randn_like(parameter))
             model.moments.update(model.purify(ratings.inter_feat["user_id"], ratings.inter_feat["item_id"]))
         return model.eval()
 
@@ -157,7 +161,7 @@ def test_skip_is_exact_for_a_gaussian(objective, variance):
     assert torch.allclose(exact, skip, atol=1e-6)
 
 
-def test_an_untrained_denoiser_is_gaussian_so_skip_is_exact_there_and_not_after_training():
+def test_an_unrandom_denoiser_is_gaussian_so_skip_is_exact_there_and_not_after_training():
     x_a = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
 
     def gap(denoiser):
@@ -165,13 +169,13 @@ def test_an_untrained_denoiser_is_gaussian_so_skip_is_exact_there_and_not_after_
         return (exact - skip).abs().max()
 
     assert gap(Denoiser(6, 24)) < 1e-6
-    assert gap(awake_denoiser()) > 1e-3
+    assert gap(random_denoiser()) > 1e-3
 
 
 @pytest.mark.parametrize("objective", ["sr", "diff", "mse"])
 def test_the_step_is_the_gradient_that_autograd_finds(objective):
     torch.manual_seed(1)
-    denoiser, x_a, start = trained_denoiser(), torch.randn(20, 6), 0.5
+    denoiser, x_a, start = random_denoiser(), torch.randn(20, 6), 0.5
     noise = fresh_noise(x_a, 2)
     sigma = torch.tensor([[start]])
     x, expected = x_a.clone(), []
@@ -192,7 +196,7 @@ def test_the_step_is_the_gradient_that_autograd_finds(objective):
 
 def test_rows_do_not_depend_on_the_batch():
     torch.manual_seed(0)
-    denoiser, x_a = trained_denoiser().at(0.5), torch.randn(40, 6)
+    denoiser, x_a = random_denoiser().at(0.5), torch.randn(40, 6)
     noise = fresh_noise(x_a, 5)
     whole = score_opt(denoiser, x_a, steps=5, lr=0.2, noise=noise)
     parts = [
@@ -225,7 +229,7 @@ def test_shared_noise_is_one_draw_for_all():
 # --- 10. the denoiser ------------------------------------------------------------------------------------------------
 
 
-def fit(denoiser, draw, steps=500):
+def fit(denoiser, draw, steps):
     optimiser = torch.optim.Adam(denoiser.parameters(), 1e-2)
     for _ in range(steps):
         optimiser.zero_grad()
@@ -245,7 +249,7 @@ def test_the_denoiser_learns_a_gaussian():
     denoiser = Denoiser(4, 32)
     nn.init.normal_(denoiser.output.weight, std=0.3)  # it starts at the answer: put it elsewhere first
     assert error_at(denoiser, torch.randn(5000, 4), 0.5) > 0.23
-    fit(denoiser, lambda: torch.randn(256, 4))
+    fit(denoiser, lambda: torch.randn(256, 4), steps=500)
     assert error_at(denoiser, torch.randn(20_000, 4), 0.5) == pytest.approx(0.2, rel=0.1)
 
 
@@ -255,12 +259,12 @@ def test_the_denoiser_learns_what_no_affine_map_can():
     def signs(n):
         return torch.randint(0, 2, (n, 1)).mul(2.0).sub(1).expand(n, 4)  # (1, 1, 1, 1) or its negative
 
-    denoiser = fit(Denoiser(4, 32), lambda: signs(256))
+    denoiser = fit(Denoiser(4, 32), lambda: signs(256), steps=300)
     assert error_at(denoiser, signs(5000), 0.5) < 0.5 * 0.5**2 / (4 + 0.5**2)  # of the best affine one, a Wiener filter
 
 
 def test_one_noise_level_is_the_denoiser_and_its_pullback_is_the_jacobian():
-    denoiser, x, w = trained_denoiser(), torch.randn(30, 6), torch.randn(30, 6)
+    denoiser, x, w = random_denoiser(), torch.randn(30, 6), torch.randn(30, 6)
     for sigma in (0.02, 0.5, 2.0):
         x = x.detach().requires_grad_()
         expected = denoiser(x, torch.full((30, 1), sigma))
@@ -582,7 +586,8 @@ def test_algorithm_1_on_every_third_batch(build, ratings):
 )
 def test_every_option_learns(build, ratings, keys):
     model = build(PurifyAugMF, **keys)
-    history = train(model, ratings)
+    # The protocol's rate suits products of small vectors, of which it takes many; sums of them need less.
+    history = train(model, ratings, table_lr=10.0 if model.pair_op == "hadamard" else 0.01)
     assert history.isfinite().all()
     assert history[-1, 0] < 0.9 * history[0, 0]
     assert all_scores(model.eval()).isfinite().all()
