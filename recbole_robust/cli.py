@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"unknown {what} {command!r}: expected run, benchmark or report (--help says more)")
         commands[command](words, keys, arguments)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", str(error).replace("\n", " "), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

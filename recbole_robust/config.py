@@ -170,11 +170,8 @@ class Config(RecBoleConfig):
     def _load_internal_config_dict(self, model, model_class, dataset) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
         own = self.internal_config_dict
-        for path in (
-            properties_dir() / "overall.yaml",
-            property_file("model", model),
-            property_file("dataset", dataset),
-        ):
+        files = (properties_dir() / "overall.yaml", property_file("model", model), property_file("dataset", dataset))
+        for path in files:
             if path.is_file():
                 merge(own, read_yaml(path))
         for kind, names in (("attack", registry.ATTACKS), ("defense", registry.DEFENSES)):
@@ -187,6 +184,10 @@ class Config(RecBoleConfig):
         if self._external("preset") is not None:
             self._apply_preset(model)
         self._check_keys(model)
+
+    def _is_given(self, key: str) -> bool:
+        """Whether the user has given a key, or a part of it."""
+        return key in self.external_config_dict or any(path[0] == key for path in self._dotted)
 
     def _external(self, key: str) -> Any:
         return self.external_config_dict.get(key, self.internal_config_dict.get(key))
@@ -236,7 +237,7 @@ class Config(RecBoleConfig):
         for path, value in self._dotted.items():
             node = final
             for depth, step in enumerate(path[:-1], start=1):
-                if not isinstance(node.get(step) or {}, Mapping):
+                if not isinstance(node.get(step, {}), (Mapping, type(None))):
                     name = ".".join(path[:depth])
                     raise UserError(f"{'.'.join(path)}: expected {name} to have parts, but it is {node[step]!r}")
                 node[step] = dict(node.get(step) or {})
@@ -248,6 +249,9 @@ class Config(RecBoleConfig):
         if final.get("use_gpu") is False:
             final["gpu_id"] = ""
         if self._is_explicit(self.model_class):
+            columns = (final.get("load_col") or {}).get("inter", "*")
+            if columns != "*" and not self._is_given("load_col"):
+                final["load_col"]["inter"] = list(dict.fromkeys([*columns, final["RATING_FIELD"]]))
             check_explicit(final, self.model)
             final["normalize_all"] = False  # ratings stay in stars
         final["checkpoint_dir"] = os.path.join(final["output_dir"], final.get("checkpoint_dir") or "saved")
@@ -282,6 +286,9 @@ class Config(RecBoleConfig):
             choices = getattr(self.model_class, "loss_types", ("MSE", "BPR"))
             if final["loss_type"] not in choices:
                 raise UserError(f"loss_type: expected one of {', '.join(choices)}, got {final['loss_type']!r}")
+        sequential = final["MODEL_TYPE"] == ModelType.SEQUENTIAL
+        if sequential and final.get("loss_type") == "CE" and not self._is_given("train_neg_sample_args"):
+            final["train_neg_sample_args"] = None  # RecBole's default for all models, and an error for these
         self._complete_metrics(final)
         user_data_path = final["data_path"]
         try:
@@ -294,7 +301,7 @@ class Config(RecBoleConfig):
         placed = os.path.join(user_data_path, self.dataset)
         if any(Path(placed).glob(f"{self.dataset}*.inter")):
             final["data_path"] = placed  # RecBole takes its own copy of ml-100k even where the user has placed one
-        if final["MODEL_TYPE"] != ModelType.SEQUENTIAL and final.get("loss_type") == "BPR" and self._own_model():
+        if not sequential and final.get("loss_type") == "BPR" and self._own_model():
             final["MODEL_INPUT_TYPE"] = InputType.PAIRWISE
             final["train_neg_sample_args"] = final.get("train_neg_sample_args") or {
                 "distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False, "candidate_num": 0,
@@ -311,11 +318,14 @@ class Config(RecBoleConfig):
         metrics = [final["metrics"]] if isinstance(final["metrics"], str) else list(final["metrics"])
         ks = [final["topk"]] if isinstance(final["topk"], int) else list(final["topk"])
         selects, at, k = final["valid_metric"].partition("@")
+        for metric in [*metrics, *(final["always_metrics"] or []), selects]:
+            if metric.lower() not in metric_types:
+                raise registry.unknown("metric", metric, metric_types)
         ranking = metric_types[metrics[0].lower()] == EvaluatorType.RANKING
         extra = (final["always_metrics"] or []) if ranking else []
         if (metric_types[selects.lower()] == EvaluatorType.RANKING) is ranking:
             extra = [*extra, selects]
-        elif "valid_metric" in self.external_config_dict:
+        elif self._is_given("valid_metric"):
             raise UserError(f"valid_metric: expected a metric of the kind of {metrics[0]}, got {final['valid_metric']}")
         else:
             final["valid_metric"] = selects = metrics[0]
@@ -324,7 +334,7 @@ class Config(RecBoleConfig):
                 metrics.append(metric)
         final["metrics"] = metrics
         has_k = ranking and selects.lower() not in METRICS_WITHOUT_K
-        if "valid_metric" not in self.external_config_dict:
+        if not self._is_given("valid_metric"):
             if has_k and k not in map(str, ks):
                 final["valid_metric"] = f"{selects}@{max(ks)}"
         elif has_k != bool(at) or (has_k and k not in map(str, ks)):

@@ -80,16 +80,19 @@ def parse_value(text: Any, key: str = "value") -> Any:
             value = yaml.load(bare, Loader=_ValueLoader)  # a SafeLoader
         except (yaml.YAMLError, ValueError):
             return text
-        if _lacks_blank(value):
+        if _lacks_blank(value, bare):
             raise UserError(f"{key}: expected a blank after each colon, as in {{rating: 3}}, got {text}")
         return value
     return text
 
 
-def _lacks_blank(value: Any) -> bool:
+def _lacks_blank(value: Any, text: str) -> bool:
     if isinstance(value, Mapping):
-        return any((v is None and ":" in str(k)) or _lacks_blank(v) for k, v in value.items())
-    return isinstance(value, list) and any(_lacks_blank(entry) for entry in value)
+        for key, entry in value.items():
+            if entry is None and ":" in str(key) and f'"{key}"' not in text and f"'{key}'" not in text:
+                return True
+        value = list(value.values())
+    return isinstance(value, list) and any(_lacks_blank(entry, text) for entry in value)
 
 
 # --- which values a key may have --------------------------------------------------------------------------------------
@@ -125,11 +128,8 @@ def either(first: Check, second: Check) -> Check:
     return f"{first[0]} or {second[0]}", lambda v: first[1](v) or second[1](v)
 
 
-def list_of(what: Check, at_least: int = 1) -> Check:
-    return (
-        f"a list of {what[0].removeprefix('a ')}{' (at least one)' if at_least else ''}",
-        lambda v: isinstance(v, (list, tuple)) and len(v) >= at_least and all(what[1](entry) for entry in v),
-    )
+def list_of(what: Check, at_least: int = 1) -> Callable[[Any], bool]:
+    return lambda v: isinstance(v, (list, tuple)) and len(v) >= at_least and all(what[1](entry) for entry in v)
 
 
 def keyed(**entries: Check) -> Check:
@@ -178,7 +178,7 @@ OPTIONAL = {
     "unused_col", "threshold", "val_interval", "clip_grad_norm", "benchmark_filename", "attack_args", "defense_args",
     "target_sets", "always_metrics", "rating_metrics", "user_inter_num_interval", "item_inter_num_interval",
     "train_neg_sample_args", "base_model", "heldout_file", "poison", "noise_ratio", "checkpoint_dir", "gpu_id",
-    "baseline",
+    "baseline", "pair_chunk",
 }  # fmt: skip
 
 CHECKS: dict[str, Check] = {
@@ -198,9 +198,25 @@ CHECKS: dict[str, Check] = {
     "embedding_size": whole(1),
     "damping": number(0),
     "rating_scale": either(one_of("max", "none"), number(0, open_low=True)),
-    "train_neg_sample_args": either(EMPTY, keyed(
-        distribution=either(one_of("uniform", "popularity"), EMPTY), sample_num=either(whole(1), EMPTY),
-        alpha=either(number(0), EMPTY), dynamic=FLAG, candidate_num=whole(0))),
+    "kl_T": number(0, open_low=True),
+    "kl_weight": number(0),
+    "kl_ratio": number(0, 1, open_low=True),
+    "adv_eps": number(0),
+    "purify_steps": whole(0),
+    "purify_every": whole(1),
+    "purify_warmup": whole(0),
+    "purify_lr": number(0, open_low=True),
+    "purify_lambda": number(0),
+    "purify_sigma": number(0, open_low=True),
+    "sigma_min": number(0, open_low=True),
+    "sigma_max": number(0, open_low=True),
+    "ema_momentum": number(0, 1, open_low=True),
+    "denoiser_warmup": whole(0),
+    "denoiser_hidden": whole(1),
+    "se_heads": whole(0),
+    "se_reduction": whole(1),
+    "rerank_topk": whole(1),
+    "pair_chunk": whole(1),
     "attack_size": number(0, 1, open_low=True),
     "n_fake_users": whole(1),
     "filler_size": number(0, 1),
@@ -210,14 +226,14 @@ CHECKS: dict[str, Check] = {
     "noise_ratio": number(0, 1),
     "poison": TEXT,
     "knowledge": one_of("black-box", "gray-box", "white-box"),
-    "target_items": either(list_of(TOKEN), ("the name of a set", TEXT[1])),
+    "target_items": ("a list of item tokens, or the name of a set", lambda v: list_of(TOKEN)(v) or TEXT[1](v)),
     "n_targets": whole(1),
     "target_seed": whole(0),
     "target_choice": one_of("random", "unpopular", "popular"),
     "target_mode": one_of(*TARGET_MODES),
     "target_hr_denominator": one_of("eligible", "all"),
     "target_sets": ("a mapping of data sets to names to lists of item tokens", lambda v: isinstance(v, Mapping) and all(
-        isinstance(sets, Mapping) and all(list_of(TOKEN)[1](items) for items in sets.values()) for sets in v.values())),
+        isinstance(sets, Mapping) and all(list_of(TOKEN)(items) for items in sets.values()) for sets in v.values())),
     "baseline": TEXT,
     "base_model": TEXT,
     "tune": FLAG,
@@ -231,6 +247,9 @@ CHECKS: dict[str, Check] = {
     "gpu_id": GPU,
     "worker": whole(0),
     "nproc": ("1 (training on several devices at once is not supported)", lambda v: v == 1),
+    "local_rank": ("0 (training on several devices at once is not supported)", lambda v: v == 0),
+    "state": ("one of debug, info, warning, error, critical",
+              lambda v: str(v).lower() in ("debug", "info", "warning", "error", "critical")),
     "output_dir": ("the name of a folder", TEXT[1]),
     "checkpoint_dir": ("the name of a folder", TEXT[1]),
     "data_path": ("the name of a folder", TEXT[1]),
@@ -247,23 +266,33 @@ CHECKS: dict[str, Check] = {
         INTERVAL[1](entry) for entry in v.values())),
     "user_inter_num_interval": INTERVAL,
     "item_inter_num_interval": INTERVAL,
-    "benchmark_filename": ("three names: of train, valid and test", lambda v: list_of(TEXT)[1](v) and len(v) == 3),
-    "topk": either(whole(1), list_of(whole(1))),
-    "metrics": ("the name of a metric, or a list of them", lambda v: TEXT[1](v) or list_of(TEXT)[1](v)),
-    "always_metrics": ("a list of metrics", list_of(TEXT, at_least=0)[1]),
-    "rating_metrics": ("a list of RMSE and MAE", lambda v: list_of(TEXT, 0)[1](v) and all(
+    "benchmark_filename": ("three names: of train, valid and test", lambda v: list_of(TEXT)(v) and len(v) == 3),
+    "topk": ("a whole number >= 1, or a list of them", lambda v: whole(1)[1](v) or list_of(whole(1))(v)),
+    "metrics": ("the name of a metric, or a list of them", lambda v: TEXT[1](v) or list_of(TEXT)(v)),
+    "always_metrics": ("a list of metrics", list_of(TEXT, at_least=0)),
+    "rating_metrics": ("a list of RMSE and MAE", lambda v: list_of(TEXT, 0)(v) and all(
         m.lower() in ("rmse", "mae") for m in v)),
     "valid_metric": ("the name of a metric, such as NDCG@10", TEXT[1]),
     "metric_decimal_place": whole(0),
     "tail_share": number(0, 1),
 }  # fmt: skip
 
-EVAL_ARGS: dict[str, Check] = {
-    "split": SPLIT,
-    "order": one_of("RO", "TO"),
-    "group_by": either(one_of("user"), EMPTY),
-    "mode": either(MODE, keyed(valid=MODE, test=MODE)),
-}
+PARTS: dict[str, dict[str, Check]] = {  # of the keys that are mappings
+    "eval_args": {
+        "split": SPLIT,
+        "order": one_of("RO", "TO"),
+        "group_by": ("user or none", lambda v: v == "user" or EMPTY[1](v)),
+        "mode": (f"{MODE[0]}, or a mapping of valid and test to one of these",
+                 lambda v: MODE[1](v) or keyed(valid=MODE, test=MODE)[1](v)),
+    },
+    "train_neg_sample_args": {
+        "distribution": either(one_of("uniform", "popularity"), EMPTY),
+        "sample_num": either(whole(1), EMPTY),
+        "alpha": either(number(0), EMPTY),
+        "dynamic": FLAG,
+        "candidate_num": whole(0),
+    },
+}  # fmt: skip
 
 
 def check_values(config: Mapping[str, Any]) -> None:
@@ -272,14 +301,17 @@ def check_values(config: Mapping[str, Any]) -> None:
         value = config.get(key)
         if key in config and not (value is None and key in OPTIONAL) and not allows(value):
             raise UserError(f"{key}: expected {expected}, got {value!r}")
-    eval_args = config.get("eval_args")
-    if not isinstance(eval_args, Mapping):
-        raise UserError(f"eval_args: expected a mapping of {', '.join(EVAL_ARGS)}, got {eval_args!r}")
-    for key, value in eval_args.items():
-        if key not in EVAL_ARGS:
-            raise UserError(f"eval_args: expected the keys {', '.join(EVAL_ARGS)}, got {key!r}")
-        if not EVAL_ARGS[key][1](value):
-            raise UserError(f"eval_args.{key}: expected {EVAL_ARGS[key][0]}, got {value!r}")
+    for key, parts in PARTS.items():
+        value = config.get(key)
+        if key != "eval_args" and EMPTY[1](value):
+            continue
+        if not isinstance(value, Mapping):
+            raise UserError(f"{key}: expected a mapping of {', '.join(parts)}, got {value!r}")
+        for part, entry in value.items():
+            if part not in parts:
+                raise UserError(f"{key}: expected the parts {', '.join(parts)}, got {part!r}")
+            if not parts[part][1](entry):
+                raise UserError(f"{key}.{part}: expected {parts[part][0]}, got {entry!r}")
     _check_metrics(config)
     for key in ("output_dir", "checkpoint_dir"):
         if config.get(key):
@@ -330,13 +362,15 @@ def check_kinds(defaults: Mapping[str, Any], given: dict[str, Any]) -> None:
     """Raise :class:`UserError` for a user's value that is no number, flag, list or mapping where the default is one.
 
     So that ``--mlp_hidden_size=64`` is told here instead of inside RecBole's model. 0 and 1 become false and true
-    where a flag is wanted.
+    where a flag is wanted, and the list ``[5,10]`` becomes the text where an interval is.
     """
     for key, value in given.items():
         default = defaults.get(key)
         if isinstance(default, bool) and _is_int(value) and value in (0, 1):
             given[key] = value = bool(value)
-        if key in CHECKS:
+        if CHECKS.get(key) is INTERVAL and isinstance(value, list) and len(value) == 2:
+            given[key] = value = f"[{value[0]},{value[1]}]"
+        if key in CHECKS or key in PARTS:
             continue
         for types, expected, allows in _KINDS:
             if isinstance(default, types):
@@ -364,4 +398,4 @@ def complaint_of_recbole(error: BaseException) -> str | None:
     code = trace.tb_frame.f_code
     if not code.co_filename.startswith(_RECBOLE) or code.co_code[trace.tb_lasti] != _RAISE:
         return None
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()) or None

@@ -29,7 +29,8 @@ def check_atomic_file(
     """
     try:
         with open(path, encoding=encoding or "utf-8", newline="") as file:
-            header = file.readline().rstrip("\r\n")
+            line = file.readline()
+            header = line.rstrip("\r\n")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
     except LookupError:
@@ -40,6 +41,8 @@ def check_atomic_file(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"{path}: expected each column once, got {', '.join(twice)} twice")
+    if header == line:
+        raise UserError(f"{path}: expected rows below the header, got none")
     row = _row_of_other_length(path, separator, len(names)) if len(separator) == 1 and separator.isascii() else None
     if row is not None:
         raise UserError(f"{path}: expected {len(names)} columns as in the header, got {row[1]} in line {row[0]}")
@@ -64,12 +67,12 @@ def _row_of_other_length(path: str, separator: str, n_columns: int) -> tuple[int
     rest = b""
     with open(path, "rb") as file:
         while block := file.read(BLOCK) or (rest and b"\n"):
-            whole, _, rest = (rest + block).rpartition(b"\n")
+            whole, end, rest = (rest + block).rpartition(b"\n")
             if b'"' in whole or b'"' in rest:
                 return None
-            characters = np.frombuffer(whole + b"\n", dtype=np.uint8)
+            characters = np.frombuffer(whole + end, dtype=np.uint8)
             ends = np.flatnonzero(characters == ord("\n"))
-            found = np.cumsum(characters == ord(separator))[ends]
+            found = np.searchsorted(np.flatnonzero(characters == ord(separator)), ends)
             columns = np.diff(found, prepend=0) + 1
             wrong = np.flatnonzero(columns != n_columns)
             starts = np.concatenate([[0], ends[:-1] + 1])

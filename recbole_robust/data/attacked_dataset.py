@@ -95,7 +95,7 @@ class AttackedMixin(PandasSafeDataset):
                     found = "none" if feat is None else ", ".join(feat.columns)
                     raise UserError(f"{filepath}: expected a column {name}:token (load_col), got {found}")
             if feat.empty:
-                raise UserError(f"{filepath}: expected interactions below the header, got none")
+                raise UserError(f"{filepath}: expected rows below the header, got none")
         return feat
 
     def _load_inter_feat(self, token, dataset_path):
@@ -163,7 +163,7 @@ class AttackedMixin(PandasSafeDataset):
             if explicit:
                 raise UserError(f"{name}: {self.config['model']} learns ratings, expected a column "
                                 f"{self.config['RATING_FIELD']}:float in the .inter file, got none")  # fmt: skip
-        elif explicit or self.poison is not None:
+        elif explicit or self.poison is not None or self.config["attack"]:
             low, high = self.config["rating_range"] or (-np.inf, np.inf)
             bad = np.flatnonzero(~(np.isfinite(ratings) & (ratings >= low) & (ratings <= high)))
             if len(bad):

@@ -57,12 +57,10 @@ def heldout_split(dataset, path: str, keep_valid: bool = False) -> list:
                         f"(first: user {user}, item {item})")  # fmt: skip
     test = np.isin(rows, keys)
     if test.all():
-        raise UserError(
-            f"heldout_file: {path}: expected some rows of {dataset.dataset_name} to train on, got all of them"
-        )
+        raise UserError(f"heldout_file: {path}: expected to leave rows of {dataset.dataset_name} to train on, got all")
     valid = np.zeros(len(rows), dtype=bool)
     if keep_valid:
         left = np.flatnonzero(~test)
-        unique, last = np.unique(users[left][::-1], return_index=True)
+        _, last = np.unique(users[left][::-1], return_index=True)
         valid[left[::-1][last]] = True
     return take_rows(dataset, [np.flatnonzero(part) for part in (~test & ~valid, valid, test)])

@@ -103,6 +103,7 @@ def _augmented(train, rows: Interaction, seed: int) -> Interaction:
         return train.inter_feat[:0]
     if hasattr(train, "neg_item_list"):  # DIEN: a negative for every item of a history
         np.random.seed(seed % (1 << 32))  # noqa: NPY002 - its sampler draws from there; build() puts the state back
+        fakes.sort(by=[train.uid_field, train.time_field])
         fakes.neg_item_list = train.seq_sampler.sample_neg_sequence(rows[train.iid_field])
     list_field = train.iid_field + train.config["LIST_SUFFIX"]
     fakes.config = copy.copy(train.config)

@@ -60,5 +60,5 @@ class MF(ExplicitRecommender):
         return (p * q).sum(dim=1) * self.rating_scale
 
     def full_sort_predict(self, interaction) -> Tensor:
-        p = self.user_embedding(interaction[self.USER_ID])
-        return (p @ self.item_embedding.weight.T * self.rating_scale).view(-1)
+        p = self.user_embedding(interaction[self.USER_ID]) * self.rating_scale
+        return (p @ self.item_embedding.weight.T).view(-1)

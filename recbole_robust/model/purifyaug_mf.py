@@ -96,16 +96,12 @@ class PurifyAugMF(ExplicitRecommender):
         self.backprop = choice("purify_backprop", "straight_through", "detach", "unroll")
         self.t_star, self.eval_noise = choice("t_star", "fixed", "kl_ratio"), choice("eval_noise", "zero", "shared")
         self.fuse_type, self.kl_mode = choice("fuse", "mlp", "mean"), choice("kl_mode", "softmax", "mse", "off")
+        self.fuse_residual, self.kl_T, self.kl_weight = config["fuse_residual"], config["kl_T"], config["kl_weight"]
         self.infer_mode = choice("infer_mode", "exact", "rerank", "se")
-        self.adv_eps, self.reg_weight, self.fuse_residual = (
-            config["adv_eps"],
-            config["reg_weight"],
-            config["fuse_residual"],
-        )
+        self.reg_weight, self.adv_eps = config["reg_weight"], config["adv_eps"]
         self.sigma_min, self.sigma_max, self.kl_ratio = config["sigma_min"], config["sigma_max"], config["kl_ratio"]
         self.denoiser_warmup, self.purify_warmup = config["denoiser_warmup"], config["purify_warmup"]
         self.purify_every, self.rerank_topk = config["purify_every"], config["rerank_topk"]
-        self.kl_T, self.kl_weight = config["kl_T"], config["kl_weight"]
         # On a CPU the activations of a chunk should stay in the cache (twice as fast), on a GPU they should fill it.
         self.pair_chunk = config["pair_chunk"] or (2**18 if torch.device(self.device).type == "cuda" else 2**11)
         if self.infer_mode != "exact" and (self.pair_op, self.se_excite) != ("hadamard", "head"):

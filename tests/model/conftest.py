@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from recbole.data.interaction import Interaction
+from torch import nn
 
 from recbole_robust.config import property_file
 
@@ -17,17 +18,30 @@ FIELDS = {"USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "RATING_FIELD"
 
 
 class PlainConfig(dict):
-    """A dict that, like RecBole's Config, gives None for what it does not have."""
+    """A dict that, like RecBole's Config, gives None for what it does not have; it notes what it was asked for."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.asked: set[str] = set()
 
     def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
         return self.get(key)
 
 
-def model_keys(name: str) -> dict[str, Any]:
-    return yaml.safe_load(property_file("model", name).read_text(encoding="utf-8"))
+@pytest.fixture(scope="session")
+def model_keys() -> Callable[[str], dict[str, Any]]:
+    """``model_keys(name)``: what properties/model/<name>.yaml says."""
+    return lambda name: yaml.safe_load(property_file("model", name).read_text(encoding="utf-8"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def plain_config(model_keys) -> Callable[..., PlainConfig]:
+    """``plain_config(name, key=value, ...)``: the model's YAML with the given keys over it."""
+    return lambda name, **keys: PlainConfig({**model_keys(name), **FIELDS, "device": torch.device("cpu"), **keys})
+
+
+@pytest.fixture(scope="session")
 def ratings() -> SimpleNamespace:
     """2,000 ratings of rank 4 by 60 users of 80 items. Ids start at 1, as RecBole's."""
     generator = torch.Generator().manual_seed(7)
@@ -36,22 +50,16 @@ def ratings() -> SimpleNamespace:
     user, item = cells // 80 + 1, cells % 80 + 1
     rating = (3 + (user_factors[user] * item_factors[item]).sum(1)).round().clamp(1, 5)
     inter_feat = Interaction({"user_id": user, "item_id": item, "rating": rating})
-    return SimpleNamespace(
-        inter_feat=inter_feat,
-        rating_range=(1.0, 5.0),
-        n_users=61,
-        n_items=81,
-        num=lambda field: {"user_id": 61, "item_id": 81}[field],
-    )
+    sizes = {"user_id": 61, "item_id": 81}
+    return SimpleNamespace(inter_feat=inter_feat, rating_range=(1.0, 5.0), num=sizes.get)
 
 
-@pytest.fixture
-def build(ratings) -> Callable[..., torch.nn.Module]:
-    """``build(model_class, key=value, ...)``: a model under seed 0, by its YAML and the given keys."""
+@pytest.fixture(scope="session")
+def build(ratings, plain_config) -> Callable[..., nn.Module]:
+    """``build(model_class, dataset, key=value, ...)``: a model under seed 0; the data set is ``ratings`` by default."""
 
-    def make(model_class: type, dataset=None, **keys: Any) -> torch.nn.Module:
-        config = PlainConfig(model_keys(model_class.__name__), **FIELDS, device=torch.device("cpu"), **keys)
+    def make(model_class: type, dataset: Any = ratings, **keys: Any) -> nn.Module:
         torch.manual_seed(0)
-        return model_class(config, dataset or ratings)
+        return model_class(plain_config(model_class.__name__, **keys), dataset)
 
     return make
