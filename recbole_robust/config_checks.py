@@ -177,7 +177,7 @@ OPTIONAL = {
     "target_items", "rating_range", "rating_step", "rating_scale", "rm_dup_inter", "load_col", "unload_col",
     "unused_col", "threshold", "val_interval", "clip_grad_norm", "benchmark_filename", "attack_args", "defense_args",
     "target_sets", "always_metrics", "rating_metrics", "user_inter_num_interval", "item_inter_num_interval",
-    "train_neg_sample_args", "base_model", "heldout_file", "poison", "noise_ratio", "checkpoint_dir", "gpu_id",
+    "train_neg_sample_args", "base_model", "heldout_file", "poison", "checkpoint_dir", "gpu_id",
     "baseline", "pair_chunk",
 }  # fmt: skip
 
@@ -223,7 +223,6 @@ CHECKS: dict[str, Check] = {
     "n_fillers": whole(0),
     "attack_args": MAPPING,
     "defense_args": MAPPING,
-    "noise_ratio": number(0, 1),
     "poison": TEXT,
     "knowledge": one_of("black-box", "gray-box", "white-box"),
     "target_items": ("a list of item tokens, or the name of a set", lambda v: list_of(TOKEN)(v) or TEXT[1](v)),

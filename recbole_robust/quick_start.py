@@ -38,7 +38,9 @@ BASELINES = {"PurifyAugMF": "MF"}
 def make_card(config: Config) -> PoisonCard | None:
     """The poison of a configuration: a stored card, or the attack run on the clean training split, or None."""
     if config["poison"]:
-        return PoisonCard.load(config["poison"])
+        card = PoisonCard.load(config["poison"])
+        card.to_ids(clean_train_split(config))  # refuses the items of another data set before anything is trained
+        return card
     if not config["attack"]:
         return None
     attack = registry.build_attack(config["attack"], config["attack_args"])

@@ -30,7 +30,7 @@ class UserError(Exception):
 
 @dataclass(frozen=True)
 class Budget:
-    """What an attacker may spend, in counts (fractions become counts in :func:`recbole_robust.data.budget.make_budget`).
+    """What an attacker may spend, in counts (:func:`recbole_robust.data.budget.make_budget` makes them from fractions).
 
     Attributes:
         n_fake_users: number of fake profiles, > 0.

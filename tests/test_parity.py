@@ -53,8 +53,8 @@ COMMON = {"seed": 7, "epochs": 3, "metric_decimal_place": 9, "gpu_id": "", "use_
 
 def keys_of(model: str, dataset: str, data_path: Path) -> dict:
     keys = {**COMMON, **MODELS[model], "data_path": str(data_path)}
-    if dataset == "toy" and model == "DCN":
-        keys["load_col"] = FEATURES
+    if dataset == "toy" and model in ("DCN", "SASRec"):  # for ml-100k RecBole knows what to load
+        keys["load_col"] = FEATURES if model == "DCN" else {"inter": ["user_id", "item_id", "timestamp"]}
     return keys
 
 

@@ -66,6 +66,15 @@ def test_paths_in_the_text_exist():
         assert [path for path in told if path not in new and not (REPOSITORY / path).exists()] == [], page
 
 
+def test_keys_of_the_config_page_are_known(toy_config):
+    """The keys in its table, less the values in brackets, are keys that a Config has."""
+    page = (REPOSITORY / "docs" / "config.md").read_text(encoding="utf-8")
+    table = page.partition("## Keys by topic")[2].partition("\n## ")[0]
+    rows = [re.sub(r"\(.*?\)", "", line) for line in table.splitlines() if line.startswith("| ")]
+    keys = {key for row in rows for key in re.findall(r"`(\w+)", row)}
+    assert len(keys) > 40 and keys - set(toy_config("PurifyAugMF").final_config_dict) == set()
+
+
 def test_the_two_commands_are_those_of_ci():
     ci = (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8")
     first, main_job, tests = blocks(README, "console")[0].splitlines()

@@ -26,7 +26,7 @@ from recbole_robust.types import UserError
 logger = logging.getLogger(__name__)
 
 _BY_TYPE = {ModelType.SEQUENTIAL: "SequentialDataset", ModelType.KNOWLEDGE: "KnowledgeBasedDataset"}
-_OWN_ARGUMENTS = ["dataset", "data_path", "rating_range", "rating_step", "numerical_features", "discretization"]
+_OWN_ARGUMENTS = ["dataset", "data_path", "rating_range", "rating_step", "numerical_features", "discretization", "encoding"]
 _AFTER_READING = ("poison_hash", "heldout_file")  # what only the split depends on
 _loaded: dict[str, Any] = {}  # the data set read last, before its split: clean and attacked runs share the reading
 

@@ -159,7 +159,8 @@ class Poison:
             n_fillers=self.n_fillers,
             target_mode=self.target_mode,
         )
-        profiles = self.attack(view, ids, budget, rng=stage_rng(self.seed, "attack")).check(view)
+        attack = with_item_ids(self.attack, train)
+        profiles = attack(view, ids, budget, rng=stage_rng(self.seed, "attack")).check(view)
         used, index = np.unique(profiles.item_ids, return_inverse=True)
         settings = {
             "attack": type(self.attack).__name__,
@@ -175,6 +176,25 @@ class Poison:
             profiles=dataclasses.replace(profiles, item_ids=index.astype(np.int64)),
             settings=settings,
         )
+
+
+def with_item_ids(attack: Attack, train) -> Attack:
+    """The attack with ids in place of the item tokens of its fields named ``*_items`` (Segment has one).
+
+    Raises:
+        UserError: a token that is no item of the data set.
+    """
+    ids = {}
+    for item_field in dataclasses.fields(attack):  # type: ignore[arg-type]
+        tokens = getattr(attack, item_field.name)
+        if item_field.name.endswith("_items") and tokens is not None and not isinstance(tokens, int):
+            token2id = train.field2token_id[train.iid_field]
+            missing = [str(token) for token in tokens if str(token) not in token2id]
+            if missing:
+                name = f"attack_args.{item_field.name}"
+                raise UserError(f"{name}: expected items of {train.dataset_name}, got unknown {', '.join(missing[:5])}")
+            ids[item_field.name] = tuple(int(token2id[str(token)]) - 1 for token in tokens)
+    return dataclasses.replace(attack, **ids) if ids else attack  # type: ignore[type-var]
 
 
 def targets_of(settings, train) -> list[str]:

@@ -19,6 +19,7 @@ class DampedMean(ExplicitRecommender):
     """
 
     type = ModelType.TRADITIONAL
+    loss_types = ("MSE",)
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)

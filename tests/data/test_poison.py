@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from toy_splits import FEATURES, average, split
 
-from recbole_robust import Average, DefenderView, FakeProfiles, Poison, PoisonCard, Random, UserError
+from recbole_robust import Average, DefenderView, FakeProfiles, Poison, PoisonCard, Random, Segment, UserError
 from recbole_robust.data import attacker_view, defender_view
 from recbole_robust.data.load import clean_train_split
 from recbole_robust.data.poison import targets_of
@@ -263,3 +263,14 @@ def test_the_defender_sees_the_poisoned_data_and_no_label(toy_config, card, mode
 def test_an_attack_on_a_poisoned_split_still_sees_the_genuine_data_only(toy_config, card, train):
     twice = split(toy_config("BPR"), card).train
     assert np.array_equal(attacker_view(twice).ratings.toarray(), attacker_view(train).ratings.toarray())
+
+
+def test_item_fields_of_an_attack_are_given_as_tokens(toy_config):
+    config = toy_config("MF", attack="Segment", attack_args={"segment_items": ["i3", "i7"]}, n_fillers=6)
+    train = clean_train_split(config)
+    card = Poison.from_config(config, Segment(segment_items=["i3", "i7"])).plan(train)
+    fakes = card.to_ids(train).to_csr(train.item_num - 1)
+    ids = [train.token2id(train.iid_field, token) - 1 for token in ("i3", "i7")]
+    assert (fakes[:, ids].toarray() == 5).all()
+    with pytest.raises(UserError, match=r"^attack_args.segment_items: expected items of toy, got unknown nothing"):
+        Poison.from_config(config, Segment(segment_items=["nothing"])).plan(train)
