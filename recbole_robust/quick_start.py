@@ -9,7 +9,7 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,14 @@ from recbole_robust.data.injection import without_fakes
 from recbole_robust.data.load import clean_train_split, data_digest, prepare
 from recbole_robust.data.poison import Poison, PoisonCard, targets_of
 from recbole_robust.data.views import genuine_item_counts
-from recbole_robust.evaluation import TargetPass, attach_targets, mean_over_targets, tail_items, target_metrics
+from recbole_robust.evaluation import (
+    TargetPass,
+    TargetRanks,
+    attach_targets,
+    mean_over_targets,
+    tail_items,
+    target_metrics,
+)
 from recbole_robust.evaluation.rating import rating_metrics
 from recbole_robust.initialisation import build_model
 from recbole_robust.trainer import get_trainer
@@ -92,6 +99,7 @@ class Trained:
     splits: list[Any]
     genuine: Any
     targets: dict[str, int]
+    ranks_in_test: Callable[[], TargetRanks] | None = None
     valid_metrics: dict[str, float] = field(default_factory=dict)
     best_epoch: int = -1
     reused: bool = False
@@ -113,7 +121,7 @@ def _train(config: Config, card: PoisonCard | None, label: str | None) -> Traine
     trainer.know_items(train)
     trainer.label = label or f"{config['model']} {'clean' if card is None else 'attacked'}"
     trained = Trained(trainer, test_data, splits, genuine, targets)
-    attach_targets(trainer, splits, trained.target_items)
+    trained.ranks_in_test = attach_targets(trainer, splits, trained.target_items)
     started = time.perf_counter()
     _fit_or_reuse(config, trained, train_data, valid_data, cacheable=card is None and bool(config["cache_clean"]))
     trained.seconds = time.perf_counter() - started
@@ -164,10 +172,10 @@ def _measure(config: Config, trained: Trained) -> tuple[dict[str, float], dict[s
     if found_metrics is None:
         raise UserError(f"eval_args: expected test rows, got none by split {config['eval_args']['split']}")
     metrics = {name: float(value) for name, value in found_metrics.items()}
-    target_pass = TargetPass(splits, target_items, "test")
     if config.is_ranking:
-        found = target_pass.run(trainer)
+        found = trained.ranks_in_test()
     else:  # a CTR model: its own metrics rank nothing
+        target_pass = TargetPass(splits, target_items, "test")
         is_tail = tail_items(splits[0], config["tail_share"])
         found, accuracy = target_pass.run_with_accuracy(trainer, config["topk"], is_tail)
         metrics.update(accuracy)
@@ -180,7 +188,7 @@ def _measure(config: Config, trained: Trained) -> tuple[dict[str, float], dict[s
     counts = genuine_item_counts(splits[0])
     for row, item in zip(per_target, target_items.tolist(), strict=True):
         row["popularity"] = int(counts[item])
-    return metrics, dict(zip(trained.targets, per_target, strict=True)), len(target_pass.users)
+    return metrics, dict(zip(trained.targets, per_target, strict=True)), len(found.ranks)
 
 
 def run_recbole_robust(
@@ -225,7 +233,7 @@ def run_recbole_robust(
         card,
         card_path,
         outcomes,
-        (baseline, baseline_outcomes) if baseline else None,
+        (baseline, baseline_outcomes) if baseline and baseline_outcomes else None,
         seconds,
         environment={
             "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),

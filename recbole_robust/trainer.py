@@ -7,7 +7,7 @@ import functools
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import recbole.trainer.trainer as recbole_trainer
@@ -51,12 +51,18 @@ class OptimizerPair:
             part.load_state_dict(state[name])
 
 
-def table_parameters(model: nn.Module) -> list[nn.Parameter]:
+def table_parameters(model: nn.Module) -> list[Tensor]:
     """The weights of all ``nn.Embedding`` layers: what a protocol's recipe for embedding tables applies to."""
     return [layer.weight for layer in model.modules() if isinstance(layer, nn.Embedding)]
 
 
-class RobustTrainerMixin:
+if TYPE_CHECKING:
+    from recbole.trainer import Trainer as _Base  # what the mixin is mixed into
+else:
+    _Base = object
+
+
+class RobustTrainerMixin(_Base):
     """Overrides of RecBole's ``Trainer``.
 
     Attributes:
@@ -65,6 +71,8 @@ class RobustTrainerMixin:
 
     A model may define ``on_epoch_start(epoch)`` and ``on_epoch_end(epoch)``.
     """
+
+    item_tensor: Any
 
     def __init__(self, config, model) -> None:
         self.before_evaluate: list[Callable[[Any, Any], None]] = []

@@ -1,7 +1,7 @@
 """Without an attack and with RecBole's own loader our stack is RecBole: the same metrics to 1e-6.
 
-The stock run is RecBole's ``run_recbole`` in a process of its own, which never sees this package; it is fixed only as far
-as it must be to run on today's libraries (names that numpy dropped, torch.load).
+The stock run is RecBole's ``run_recbole`` in a process of its own, which never sees this package; it is fixed only as
+far as it must be to run on today's libraries (names that numpy dropped, torch.load).
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def keys_of(model: str, dataset: str, data_path: Path) -> dict:
 
 def stock_results(dataset: str, data_path: Path, cwd: Path) -> dict:
     runs = {model: (dataset, keys_of(model, dataset, data_path)) for model in MODELS}
-    done = subprocess.run([sys.executable, "-c", STOCK], input=json.dumps(runs), cwd=cwd, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", STOCK], input=json.dumps(runs), cwd=cwd, capture_output=True, text=True
+    )
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULTS")]
     assert lines, done.stderr[-2000:]
     return json.loads(lines[0].removeprefix("RESULTS"))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from toy_splits import average, make_run
 from torch import nn
+from toy_splits import average, make_run
 
 from recbole_robust import UserError
 from recbole_robust.model import MF
@@ -96,7 +96,7 @@ def test_a_checkpoint_of_another_size_is_refused_in_one_line(toy_config):
 
 
 def test_a_failed_write_leaves_no_file(tmp_path):
-    with pytest.raises(Exception, match="pickle|local"):
+    with pytest.raises(Exception, match=r"pickle|local"):
         save_atomically({"x": lambda: None}, str(tmp_path / "deep" / "x.pth"))
     assert not list((tmp_path / "deep").iterdir())
 
@@ -105,8 +105,9 @@ def test_values_of_other_parameters_survive(tmp_path):
     sparse = sp.random(6, 5, density=0.4, random_state=1, dtype=np.float32)
     values = {
         "array": np.arange(6.0).reshape(2, 3), "column_major": np.asfortranarray(np.arange(6).reshape(2, 3)),
-        "csr": sparse.tocsr(), "csc": sparse.tocsc(), "coo": sparse.tocoo(), "lil": sparse.tolil(), "dok": sparse.todok(),
-        "tensor": torch.arange(3), "none": None, "number": 1.5, "numpy_number": np.float32(2.5), "word": "x", "flag": True,
+        "csr": sparse.tocsr(), "csc": sparse.tocsc(), "coo": sparse.tocoo(), "lil": sparse.tolil(),
+        "dok": sparse.todok(), "tensor": torch.arange(3), "none": None, "number": 1.5, "numpy_number": np.float32(2.5),
+        "word": "x", "flag": True,
         "ripples": {3: [(torch.ones(2), torch.zeros(2)), None]}, "pair": (1, [2, "y"]),
     }  # fmt: skip
     save_atomically({"version": 1, "other": pack_all({**values, "layer": nn.Linear(1, 1)})}, str(tmp_path / "x.pth"))
@@ -260,8 +261,8 @@ class Counting(MF):
 
 
 def test_epoch_hooks(toy_config):
-    run = make_run(toy_config(Counting, protocol="apt", loss_type="MSE", embedding_size=4, epochs=2, train_neg_sample_args=None,
-                              train_batch_size=10**6, learning_rate=0.1))  # fmt: skip
+    keys = {"loss_type": "MSE", "embedding_size": 4, "train_neg_sample_args": None, "train_batch_size": 10**6}
+    run = make_run(toy_config(Counting, protocol="apt", epochs=2, learning_rate=0.1, **keys))
     run.fit(saved=False)
     n = len(run.splits.train.inter_feat)
     assert run.trainer.model.calls == [("start", 0), ("batch", n), ("end", 0), ("start", 1), ("batch", n), ("end", 1)]

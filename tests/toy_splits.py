@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from recbole.data.interaction import Interaction
 from recbole.utils import init_seed
 
 from recbole_robust import Average, Poison
@@ -15,7 +16,8 @@ from recbole_robust.data.injection import without_fakes
 from recbole_robust.data.load import create_dataset, prepare
 from recbole_robust.evaluation import attach_targets
 from recbole_robust.initialisation import build_model
-from recbole_robust.trainer import get_trainer
+from recbole_robust.quick_start import run_recbole_robust
+from recbole_robust.trainer import RobustTrainerMixin, get_trainer
 
 FEATURES = {
     "inter": ["user_id", "item_id", "rating", "timestamp"],
@@ -55,6 +57,13 @@ def split(config, poison=None) -> Splits:
     dataset = create_dataset(config, poison)
     init_seed(config["seed"], config["reproducibility"])
     return Splits(*dataset.build())
+
+
+def assert_same_rows(left: Interaction, right: Interaction) -> None:
+    assert left.columns == right.columns
+    for name in left.columns:
+        assert left[name].dtype == right[name].dtype, name
+        assert torch.equal(left[name], right[name]), name
 
 
 class Run(NamedTuple):
@@ -98,3 +107,48 @@ def write_data(tmp_path: Path) -> Callable[..., dict[str, str]]:
         return {"dataset": name, "data_path": str(tmp_path / "data")}
 
     return write
+
+
+# --- whole runs ----------------------------------------------------------------------------------------------------
+
+ATTACK = {"attack": "Average", "n_fake_users": 8, "n_fillers": 6, "target_items": ["i3", "i40"]}
+SEQUENTIAL = {"train_neg_sample_args": None}
+VICTIMS: dict[str, dict[str, Any]] = {
+    "BPR": {},
+    "LightGCN": {},
+    "NeuMF": {"mlp_hidden_size": [8]},
+    "SASRec": {**SMALL, **SEQUENTIAL},
+    "GRU4Rec": {**SMALL, **SEQUENTIAL},
+    "DIN": {**SMALL, **FAMILIES["DIN"], "eval_step": 3},
+    "DCN": {**SMALL, **FAMILIES["DCN"]},
+}
+
+
+@pytest.fixture
+def run(data_path, output_dir):
+    """Run a model on the toy data: few epochs, quiet, into the test's own folder."""
+
+    def go(model="MF", files=None, **keys):
+        quiet = {"use_gpu": False, "show_progress": False, "log_tensorboard": False, "save_checkpoint": False}
+        places = {"data_path": str(data_path), "output_dir": str(output_dir)}
+        return run_recbole_robust(model, "toy", files, {**places, **quiet, "epochs": 2, "topk": [5, 10], **keys})
+
+    return go
+
+
+@pytest.fixture
+def trainings(monkeypatch) -> list[str]:
+    """The label of every training that is really done."""
+    done = []
+    fit = RobustTrainerMixin.fit
+
+    def noted(self, *args, **options):
+        done.append(self.label)
+        return fit(self, *args, **options)
+
+    monkeypatch.setattr(RobustTrainerMixin, "fit", noted)
+    return done
+
+
+def numbers(result) -> dict[str, object]:
+    return {key: result[key] for key in ("clean", "attacked", "lift", "per_target", "split_hash", "valid")}

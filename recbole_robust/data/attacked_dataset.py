@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import socket
+from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 from urllib.request import getproxies, proxy_bypass
 from zipfile import BadZipFile
@@ -34,7 +35,13 @@ dataset_arguments.extend(key for key in ("poison_hash", "heldout_file") if key n
 DOWNLOAD_TIMEOUT = 5.0  # seconds until a data set that is not there counts as "offline"
 
 
-class AttackedMixin(PandasSafeDataset):
+if TYPE_CHECKING:
+    from recbole.data.dataset import Dataset as _Base  # what the mixin is mixed into
+else:
+    _Base = object
+
+
+class AttackedMixin(PandasSafeDataset, _Base):
     """Overrides of RecBole's ``Dataset``: remember the raw ratings, split as told, poison the training split.
 
     Attributes:
@@ -50,11 +57,12 @@ class AttackedMixin(PandasSafeDataset):
     card: PoisonCard | None = None
     profiles: FakeProfiles | None = None
     base_cls: type
+    time_field: str | None
 
     def __init__(self, config, poison: Poison | PoisonCard | None = None) -> None:
         self.poison = poison
         config["poison_hash"] = poison.fingerprint() if poison is not None else None
-        self._hidden: list[str] = []
+        self._hidden: list[str | None] = []
         self._raw_columns: list[str] = []
         self._spans: dict[str, tuple[float, float]] = {}
         self._pairs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -249,6 +257,7 @@ class AttackedMixin(PandasSafeDataset):
         return splits
 
     def _poison(self, splits) -> None:
+        assert self.poison is not None
         train = splits[0]
         self.card = self.poison.plan(train)
         profiles = self.card.to_ids(train)
@@ -279,7 +288,7 @@ def _reach(url: str) -> None:
 
 def _restore(base_cls):
     attacked = AttackedDataset(base_cls)
-    return attacked.__new__(attacked)
+    return object.__new__(attacked)
 
 
 @functools.cache

@@ -26,7 +26,9 @@ from recbole_robust.types import UserError
 logger = logging.getLogger(__name__)
 
 _BY_TYPE = {ModelType.SEQUENTIAL: "SequentialDataset", ModelType.KNOWLEDGE: "KnowledgeBasedDataset"}
-_OWN_ARGUMENTS = ["dataset", "data_path", "rating_range", "rating_step", "numerical_features", "discretization", "encoding"]
+_OWN_ARGUMENTS = (
+    "dataset", "data_path", "encoding", "rating_range", "rating_step", "numerical_features", "discretization",
+)  # fmt: skip
 _AFTER_READING = ("poison_hash", "heldout_file")  # what only the split depends on
 _loaded: dict[str, Any] = {}  # the data set read last, before its split: clean and attacked runs share the reading
 
@@ -54,7 +56,7 @@ def _digest_of(stamps: tuple[tuple[str, int, int], ...]) -> str:
     for path, size, _ in stamps:
         sha.update(f"{Path(path).name}\x1f{size}\x1f".encode())
         with open(path, "rb") as file:
-            for block in iter(lambda file=file: file.read(1 << 20), b""):
+            while block := file.read(1 << 20):
                 sha.update(block)
     return sha.hexdigest()[:12]
 
@@ -90,8 +92,12 @@ def _saved(config, path: str, key: str):
     """What ``save_dataset`` has kept of an earlier run, if that was on the same files and settings; else None."""
     if not (config["save_dataset"] or config["dataset_save_path"]) or not os.path.isfile(path):
         return None
-    with open(path, "rb") as file:
-        saved = pickle.load(file)  # RecBole's format: only of a file that the user's own keys name
+    try:
+        with open(path, "rb") as file:
+            saved = pickle.load(file)  # RecBole's format: only of a file that the user's own keys name
+    except Exception as error:  # unpickling raises whatever it likes
+        logger.warning("%s: not a data set (%s), reading the files", path, type(error).__name__)
+        return None
     if getattr(saved, "read_key", None) == key:
         return saved
     logger.warning("%s: of other data or settings, reading the files", path)

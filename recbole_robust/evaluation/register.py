@@ -6,9 +6,11 @@ The registration is in place (RecBole's other modules hold references to the sam
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import torch
+from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.evaluator import register
 from recbole.evaluator.base_metric import AbstractMetric
 from recbole.evaluator.collector import Collector
@@ -16,7 +18,7 @@ from recbole.utils import EvaluatorType
 from torch import Tensor
 
 from recbole_robust.evaluation.metrics import mean_over_targets, target_metrics
-from recbole_robust.evaluation.target_pass import TargetPass
+from recbole_robust.evaluation.target_pass import TargetPass, TargetRanks
 from recbole_robust.types import UserError
 
 
@@ -125,7 +127,16 @@ def tail_items(train, tail_share: float = 0.8) -> Tensor:
 
 
 class RobustCollector(Collector):
-    """RecBole's collector, plus what our metrics need; fake rows count in no popularity."""
+    """RecBole's collector, plus what our metrics need; fake rows count in no popularity.
+
+    Attributes:
+        target_pass: ranks the targets in the evaluation at hand; None where nobody asks for them.
+        shares_scores: whether that evaluation's own scores serve the target pass, so that nothing is scored twice.
+    """
+
+    target_pass: TargetPass | None = None
+    shares_scores = False
+    trainer = None
 
     def data_collect(self, train_data) -> None:
         super().data_collect(train_data)
@@ -141,6 +152,8 @@ class RobustCollector(Collector):
 
     def eval_batch_collect(self, scores_tensor, interaction, positive_u, positive_i) -> None:
         super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
+        if self.target_pass is not None and self.shares_scores:
+            self.target_pass.take(interaction[self.config["USER_ID_FIELD"]], scores_tensor)
         if self.register.need("rec.tail"):
             positive = torch.zeros_like(scores_tensor, dtype=torch.int)
             positive[positive_u, positive_i] = self.is_tail[positive_i].int().to(scores_tensor.device)
@@ -148,13 +161,21 @@ class RobustCollector(Collector):
             found = torch.cat([positive.gather(1, top), positive.sum(dim=1, keepdim=True)], dim=1)
             self.data_struct.update_tensor("rec.tail", found)
 
+    def model_collect(self, model) -> None:
+        super().model_collect(model)
+        if self.target_pass is not None and self.register.need("rec.target"):
+            self.data_struct.set("rec.target", self.target_pass.finish(self.trainer))
 
-def attach_targets(trainer, splits, target_items: Tensor) -> None:
+
+def attach_targets(trainer, splits, target_items: Tensor) -> Callable[[], TargetRanks]:
     """Let a :class:`~recbole_robust.trainer.RobustTrainer` rank the targets in every evaluation that reports them.
 
     Args:
         splits: train, valid and test split of an ``AttackedDataset``.
         target_items: RecBole's ids of the targets. Shape: ``(n_targets,)``.
+
+    Returns:
+        A function that gives the ranks of the last evaluation of the test split (asking the model for what is left).
 
     Raises:
         UserError: the trainer is not one of ours.
@@ -164,15 +185,26 @@ def attach_targets(trainer, splits, target_items: Tensor) -> None:
     if hasattr(trainer.model, "pinned_items"):  # a model that scores only some items exactly must score these so
         trainer.model.pinned_items = target_items
     collector = RobustCollector(trainer.config)
+    collector.trainer = trainer
     trainer.eval_collector = collector
     passes: dict[str, TargetPass] = {}
 
-    def rank_targets(trainer, eval_data) -> None:
-        if not collector.register.need("rec.target"):
-            return
+    def choose_pass(trainer, eval_data) -> None:
         phase = "test" if eval_data._dataset is splits[2] else "valid"
-        if phase not in passes:
-            passes[phase] = TargetPass(splits, target_items, phase)
-        collector.data_struct.set("rec.target", passes[phase].run(trainer))
+        collector.target_pass = None
+        if phase == "test" or collector.register.need("rec.target"):
+            if phase not in passes:
+                passes[phase] = TargetPass(splits, target_items, phase)
+            collector.target_pass = passes[phase]
+            collector.target_pass.start()
+            # RecBole's own full ranking masks what the target pass masks: its scores serve both.
+            collector.shares_scores = isinstance(eval_data, FullSortEvalDataLoader) and not eval_data.is_sequential
 
-    trainer.before_evaluate.append(rank_targets)
+    trainer.before_evaluate.append(choose_pass)
+
+    def found_in_test() -> TargetRanks:
+        if "test" not in passes:
+            passes["test"] = TargetPass(splits, target_items, "test")
+        return passes["test"].finish(trainer)
+
+    return found_in_test

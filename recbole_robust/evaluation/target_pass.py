@@ -12,6 +12,7 @@ from torch import Tensor
 from recbole_robust.evaluation.metrics import NEVER, pessimistic_ranks, ranking_metrics
 from recbole_robust.evaluation.queries import queries_of
 
+UNKNOWN = -1  # the rank of a user that has not been asked yet
 CHUNK_PAIRS = 1 << 18  # user-item pairs that are scored at once: 1 MiB of scores stays in the cache
 
 
@@ -52,40 +53,61 @@ class TargetPass:
         self.masked = torch.from_numpy(self.seen[self.users.numpy()][:, columns].toarray() > 0)
         self.eligible = torch.from_numpy(everywhere[self.users.numpy()][:, columns].toarray() == 0)
         self.held_out = valid if phase == "valid" else test
+        self.row_of_user = torch.full((n_genuine,), -1)
+        self.row_of_user[self.users] = torch.arange(len(self.users))
+        self.start()
 
-    def chunks(self, trainer, max_users: int = 1 << 20):
-        """Yield the user rows and the scores of each chunk: ``(start, stop)`` and ``(B, n_items)``, nothing masked."""
-        step = min(max_users, max(1, CHUNK_PAIRS // self.n_items))
-        for start in range(0, len(self.users), step):
-            stop = min(start + step, len(self.users))
-            yield start, stop, trainer.full_sort_scores(self.queries[slice(start, stop)])
+    def start(self) -> None:
+        """Forget the ranks of an earlier evaluation."""
+        shape = (len(self.users), len(self.target_items))
+        self.ranks = torch.full(shape, UNKNOWN)
+        self.own = torch.zeros(shape)
 
-    def mask(self, scores: Tensor, start: int, stop: int) -> Tensor:
+    def take(self, users: Tensor, scores: Tensor) -> None:
+        """Rank the targets of some users by scores that another pass has just computed.
+
+        Shape: ``users`` ``(B,)``, ``scores`` ``(B, n_items)``, left as they are. Items masked for a reason of the
+        other pass must be items that this pass masks too; their ``own`` score is lost.
+        """
+        self._rank(scores.clone(), self.row_of_user[users.cpu()])
+
+    @torch.no_grad()
+    def finish(self, trainer) -> TargetRanks:
+        """Rank the targets for the users that are left, by the trainer's model as it is now."""
+        trainer.model.eval()
+        left = (self.ranks[:, 0] == UNKNOWN).nonzero().squeeze(1)
+        for rows, scores in self.chunks(trainer, left):
+            self._rank(scores, rows)
+        return TargetRanks(self.ranks, self.own, self.eligible)
+
+    def run(self, trainer) -> TargetRanks:
+        """Rank the targets for all users, by the trainer's model as it is now."""
+        self.start()
+        return self.finish(trainer)
+
+    def chunks(self, trainer, rows: Tensor):
+        """Yield some query rows and their scores: ``(B,)`` and ``(B, n_items)``, nothing masked."""
+        for part in rows.split(max(1, CHUNK_PAIRS // self.n_items)):
+            if len(part):
+                yield part, trainer.full_sort_scores(self.queries[part])
+
+    def mask(self, scores: Tensor, users: Tensor) -> Tensor:
         """Set the scores of seen items and of the padding item to -inf, in place. Shape: ``(B, n_items)``."""
-        part = self.seen[self.users[start:stop].numpy()]
-        rows = np.repeat(np.arange(stop - start), np.diff(part.indptr))
+        part = self.seen[users.numpy()]
+        rows = np.repeat(np.arange(len(users)), np.diff(part.indptr))
         scores[
             torch.from_numpy(rows).to(scores.device), torch.from_numpy(part.indices).long().to(scores.device)
         ] = -torch.inf
         scores[:, 0] = -torch.inf
         return scores
 
-    @torch.no_grad()
-    def run(self, trainer) -> TargetRanks:
-        """Rank the targets by the trainer's model as it is now."""
-        trainer.model.eval()
-        ranks = torch.empty(len(self.users), len(self.target_items), dtype=torch.int64)
-        own = torch.empty(len(self.users), len(self.target_items))
-        for start, stop, scores in self.chunks(trainer):
-            own[start:stop] = scores[:, self.target_items.to(scores.device)].cpu()
-            self._rank(ranks, scores, start, stop)
-        return TargetRanks(ranks, own, self.eligible)
-
-    def _rank(self, ranks: Tensor, scores: Tensor, start: int, stop: int) -> None:
-        masked = self.mask(scores, start, stop)
+    def _rank(self, scores: Tensor, rows: Tensor) -> None:
+        """Enter the ranks of some query rows; masks ``scores`` in place."""
+        self.own[rows] = scores[:, self.target_items.to(scores.device)].float().cpu()
+        masked = self.mask(scores, self.users[rows])
         for t, item in enumerate(self.target_items.tolist()):
-            ranks[start:stop, t] = pessimistic_ranks(masked, masked[:, item]).cpu()
-        ranks[start:stop][self.masked[start:stop]] = NEVER
+            self.ranks[rows, t] = pessimistic_ranks(masked, masked[:, item]).cpu()
+        self.ranks[rows] = torch.where(self.masked[rows], NEVER, self.ranks[rows])
 
     @torch.no_grad()
     def run_with_accuracy(self, trainer, topk: list[int], is_tail: Tensor) -> tuple[TargetRanks, dict[str, float]]:
@@ -95,35 +117,31 @@ class TargetPass:
             is_tail: whether an item is in the tail. Shape: ``(n_items,)``, bool.
         """
         trainer.model.eval()
-        ranks = torch.empty(len(self.users), len(self.target_items), dtype=torch.int64)
-        own = torch.empty(len(self.users), len(self.target_items))
-        row_of_user = torch.full((int(self.users.max()) + 1,), -1)
-        row_of_user[self.users] = torch.arange(len(self.users))
-        rows, items = self._positives(row_of_user)
+        self.start()
+        rows, items = self._positives()
         found = torch.empty(len(rows), dtype=torch.int64)
         recommended = torch.zeros(max(topk), self.n_items, dtype=torch.bool)
-        for start, stop, scores in self.chunks(trainer):
-            own[start:stop] = scores[:, self.target_items.to(scores.device)].cpu()
-            self._rank(ranks, scores, start, stop)
-            here = ((rows >= start) & (rows < stop)).nonzero().squeeze(1)
-            mine = scores[(rows[here] - start).to(scores.device)]
+        for part, scores in self.chunks(trainer, torch.arange(len(self.users))):
+            self._rank(scores, part)
+            here = torch.isin(rows, part).nonzero().squeeze(1)
+            mine = scores[(rows[here] - part[0]).to(scores.device)]
             found[here] = pessimistic_ranks(mine, mine.gather(1, items[here, None].to(mine.device)).squeeze(1)).cpu()
             top = scores.topk(max(topk), dim=1).indices.cpu()
             recommended[torch.arange(max(topk)).expand_as(top), top] = True
         metrics = ranking_metrics(found, rows, is_tail[items], topk)
         for k in topk:
             metrics[f"itemcoverage@{k}"] = int(recommended[:k].any(dim=0).sum()) / self.n_items
-        return TargetRanks(ranks, own, self.eligible), metrics
+        return TargetRanks(self.ranks, self.own, self.eligible), metrics
 
-    def _positives(self, row_of_user: Tensor) -> tuple[Tensor, Tensor]:
+    def _positives(self) -> tuple[Tensor, Tensor]:
         """User rows and items of the held-out rows that count as positive (label 1 where there are labels)."""
         split = self.held_out
         rows, label = split.inter_feat, split.label_field
         keep = rows[label] > 0 if label in rows else torch.ones(len(rows), dtype=torch.bool)
         users, items = rows[split.uid_field][keep], rows[split.iid_field][keep]
         seen = torch.from_numpy(np.asarray(self.seen[np.array(users), np.array(items)]).ravel() > 0)
-        asked = row_of_user[users] >= 0
-        return row_of_user[users[asked & ~seen]], items[asked & ~seen]
+        asked = self.row_of_user[users] >= 0
+        return self.row_of_user[users[asked & ~seen]], items[asked & ~seen]
 
 
 def _genuine_matrix(splits, n_genuine: int) -> csr_matrix:

@@ -46,7 +46,7 @@ class MF(ExplicitRecommender):
 
     def calculate_loss(self, interaction) -> Tensor:
         p, q = self.forward(interaction[self.USER_ID], interaction[self.ITEM_ID])
-        rows = (p, q)
+        rows: tuple[Tensor, ...] = (p, q)
         if self.loss_type == "BPR":
             q_neg = self.item_embedding(interaction[self.NEG_ITEM_ID])
             loss = self.bpr((p * q).sum(dim=1), (p * q_neg).sum(dim=1))

@@ -141,8 +141,9 @@ def test_a_card_for_other_items_or_other_data_is_refused(toy_config, card):
 
 def test_the_fingerprint_of_a_plan_has_everything_that_it_depends_on():
     plans = [
-        average(), average(n_fake_users=11), average(seed=4), average(target_mode="split"), average(target_items=["i3"]),
-        average(n_fillers=7), average(n_targets=4), average(target_choice="popular"), average(target_seed=1),
+        average(), average(n_fake_users=11), average(seed=4), average(target_mode="split"),
+        average(target_items=["i3"]), average(n_fillers=7), average(n_targets=4), average(target_choice="popular"),
+        average(target_seed=1),
         average(knowledge="gray-box"), Poison(Random(), n_fake_users=10, n_fillers=6, seed=3),
     ]  # fmt: skip
     assert len({plan.fingerprint() for plan in plans}) == len(plans)

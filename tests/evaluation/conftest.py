@@ -1,4 +1,4 @@
-"""The fixtures of toy_splits.py for the tests of the evaluation, and a trainer whose scores are a table."""
+"""A trainer whose scores are a table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from toy_splits import family_config, write_data  # noqa: F401
 
 
 @pytest.fixture

@@ -64,7 +64,10 @@ def metrics_by_hand(ranks, scores, eligible, k, denominator):
             if rank <= k:
                 hits += 1
                 gains += 1 / math.log2(rank + 1)
-    mean = lambda values: sum(values) / len(values) if values else math.nan
+
+    def mean(values):
+        return sum(values) / len(values) if values else math.nan
+
     return {
         "targethr": hits / n if n else math.nan, "targetndcg": gains / n if n else math.nan,
         "targetrank": mean(all_ranks), "targetscore": mean(all_scores),

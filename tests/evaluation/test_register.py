@@ -129,7 +129,7 @@ def test_tail_hit_is_the_loop(toy_config):
 
 
 def test_popularity_hits_no_tail(write_data, toy_config):
-    """Each user has rated at most one of the 10 most rated of 50 items, so that the first 5 of Pop are all head items."""
+    """Each user has rated one of the 10 most rated of 50 items: the first 5 of Pop are all head items."""
     rows = [f"u{u}\ti{u % 10}" for u in range(60)] + [
         f"u{u}\ti{10 + (7 * u + k) % 40}" for u in range(60) for k in range(3)
     ]

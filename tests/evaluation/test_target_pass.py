@@ -268,3 +268,16 @@ def test_the_tail_is_what_genuine_users_rate_least(family_config):
     counts = torch.bincount(clean.train.inter_feat["item_id"], minlength=61)
     assert counts[1:][tail[1:]].max() <= counts[1:][~tail[1:]].min()
     assert int(tail_items(clean.train, tail_share=0.5).sum()) == 30
+
+
+def test_models_of_pairs_are_asked_in_chunks_that_fit(family_config, monkeypatch):
+    run = make_run(family_config("DIN", epochs=0))
+    assert run.trainer.scores_by_pairs
+    assert not make_run(family_config("BPR", epochs=0)).trainer.scores_by_pairs
+    the_pass = TargetPass(run.splits, ids(run.splits, "i3"), "test")
+    whole = the_pass.run(run.trainer)
+    width = sum(column[0].numel() for column in the_pass.queries.interaction.values())
+    monkeypatch.setattr("recbole_robust.evaluation.target_pass.CHUNK_VALUES", 61 * 7 * width)
+    sizes = [stop - start for start, stop, _ in the_pass.chunks(run.trainer)]
+    assert sizes == [7] * 11 + [3]
+    assert torch.equal(the_pass.run(run.trainer).ranks, whole.ranks)

@@ -164,7 +164,7 @@ def test_skip_is_exact_for_a_gaussian(objective, variance):
     assert torch.allclose(exact, skip, atol=1e-6)
 
 
-def test_an_unrandom_denoiser_is_gaussian_so_skip_is_exact_there_and_not_after_training():
+def test_an_untrained_denoiser_is_gaussian_so_skip_is_exact_there_and_not_after_training():
     x_a = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
 
     def gap(denoiser):
@@ -264,6 +264,14 @@ def test_the_denoiser_learns_what_no_affine_map_can():
 
     denoiser = fit(Denoiser(4, 32), lambda: signs(256), steps=300)
     assert error_at(denoiser, signs(5000), 0.5) < 0.5 * 0.5**2 / (4 + 0.5**2)  # of the best affine one, a Wiener filter
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.5, 2.0])
+def test_every_noise_level_weighs_the_same(sigma):
+    torch.manual_seed(0)
+    losses = denoising_loss(Denoiser(8, 16), torch.randn(20_000, 8), sigma, sigma)
+    assert losses.shape == (20_000,)
+    assert losses.mean().item() == pytest.approx(1.0, abs=0.02)  # the start is the best denoiser of a Gaussian
 
 
 def test_one_noise_level_is_the_denoiser_and_its_pullback_is_the_jacobian():
@@ -503,6 +511,16 @@ def test_reranking_some_items_is_exact_for_them_and_for_the_pinned_ones(awake):
     below = scores.masked_fill(chosen, -torch.inf).max(1).values
     above = scores.masked_fill(~chosen, torch.inf).min(1).values
     assert (below < above).all()
+
+
+def test_predictions_are_made_without_noise_unless_it_is_asked_for(awake):
+    model = awake()
+    x_p = torch.randn(9, 64)
+    z = model.moments.standardise(x_p)
+    fixed = model.denoiser.at(0.5)
+    for model.eval_noise, noise in (("zero", None), ("shared", shared_noise(z, 5))):
+        expected = model.moments.restore(score_opt(fixed, z, steps=5, lr=0.2, noise=noise))
+        assert torch.allclose(model.augment(x_p, x_p), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("keys", [{}, {"eval_noise": "shared"}, {"infer_mode": "rerank"}, {"infer_mode": "se"}])
