@@ -99,7 +99,7 @@ class Trained:
     splits: list[Any]
     genuine: Any
     targets: dict[str, int]
-    ranks_in_test: Callable[[], TargetRanks] | None = None
+    ranks_in_test: Callable[[], TargetRanks]
     valid_metrics: dict[str, float] = field(default_factory=dict)
     best_epoch: int = -1
     reused: bool = False
@@ -120,8 +120,8 @@ def _train(config: Config, card: PoisonCard | None, label: str | None) -> Traine
     trainer = get_trainer(config)(config, build_model(config, train, genuine))
     trainer.know_items(train)
     trainer.label = label or f"{config['model']} {'clean' if card is None else 'attacked'}"
-    trained = Trained(trainer, test_data, splits, genuine, targets)
-    trained.ranks_in_test = attach_targets(trainer, splits, trained.target_items)
+    ranks_in_test = attach_targets(trainer, splits, torch.tensor(list(targets.values())))
+    trained = Trained(trainer, test_data, splits, genuine, targets, ranks_in_test)
     started = time.perf_counter()
     _fit_or_reuse(config, trained, train_data, valid_data, cacheable=card is None and bool(config["cache_clean"]))
     trained.seconds = time.perf_counter() - started

@@ -13,6 +13,7 @@ import numpy as np
 import recbole.trainer.trainer as recbole_trainer
 import scipy.sparse as sp
 import torch
+from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import get_trainer as recbole_get_trainer
 from torch import Tensor, nn, optim
 from torch.utils.tensorboard import SummaryWriter
@@ -177,6 +178,11 @@ class RobustTrainerMixin(_Base):
             self.item_tensor = self._item_features.to(self.device)
         self.tot_item_num = self.item_tensor.length
         return self._full_sort_batch_eval((queries, None, None, None))[1]
+
+    @property
+    def scores_by_pairs(self) -> bool:
+        """Whether the model can only predict pairs, each with the whole query beside it (DIN, DCN)."""
+        return type(self.model).full_sort_predict is AbstractRecommender.full_sort_predict
 
     def know_items(self, dataset) -> None:
         """Remember the item features, which models without ``full_sort_predict`` need to score all items."""

@@ -145,7 +145,8 @@ def prepare(config, poison: Poison | PoisonCard | None = None):
         raise UserError(f"{dataset.dataset_name}: expected an item that a user has not rated, to sample as a negative "
                         "one, got a (fake or genuine) user who has rated them all") from None  # fmt: skip
     for loader in loaders:
-        if loader.generator is None:  # save_dataloaders takes it away, but must not change the training
+        # save_dataloaders takes it away, but must not change the training; knowledge loaders have none.
+        if getattr(loader, "generator", loader) is None:
             loader.generator = loader.sampler.generator = torch.Generator().manual_seed(config["seed"])
     return use_fast_loader(config, loaders[0]), *loaders[1:]
 

@@ -46,7 +46,7 @@ def mean_over_users(values: Tensor, eligible: Tensor, denominator: str) -> Tenso
     """
     if denominator == "all":
         return values.mean(dim=0)
-    return (values * eligible).sum(dim=0) / eligible.sum(dim=0)
+    return torch.where(eligible, values, 0.0).sum(dim=0) / eligible.sum(dim=0)  # the score of a masked item is -inf
 
 
 def target_metrics(

@@ -139,16 +139,21 @@ class RobustCollector(Collector):
     trainer = None
 
     def data_collect(self, train_data) -> None:
-        super().data_collect(train_data)
+        """RecBole's, which fails on the loaders of knowledge-aware models, from the genuine rows of the split."""
         train = train_data._dataset
         n_fake = _n_fake(train)
-        if n_fake and self.register.need("data.num_users"):
-            self.data_struct.set("data.num_users", train.user_num - n_fake)
-        for key, field in (("data.count_items", train.iid_field), ("data.count_users", train.uid_field)):
-            if n_fake and self.register.need(key):
-                self.data_struct.set(key, Counter(train.inter_feat[field][: train.n_genuine_rows].numpy()))
+        rows = slice(train.n_genuine_rows if n_fake else None)
+        values = {
+            "data.num_items": lambda: train.item_num,
+            "data.num_users": lambda: train.user_num - n_fake,
+            "data.count_items": lambda: Counter(train.inter_feat[train.iid_field][rows].numpy()),
+            "data.count_users": lambda: Counter(train.inter_feat[train.uid_field][rows].numpy()),
+        }
+        for key, value in values.items():
+            if self.register.need(key):
+                self.data_struct.set(key, value())
         if self.register.need("rec.tail"):
-            self.is_tail = tail_items(train_data._dataset, self.config["tail_share"] or 0.8).to(self.device)
+            self.is_tail = tail_items(train, self.config["tail_share"] or 0.8).to(self.device)
 
     def eval_batch_collect(self, scores_tensor, interaction, positive_u, positive_i) -> None:
         super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)

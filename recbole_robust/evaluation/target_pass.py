@@ -14,6 +14,7 @@ from recbole_robust.evaluation.queries import queries_of
 
 UNKNOWN = -1  # the rank of a user that has not been asked yet
 CHUNK_PAIRS = 1 << 18  # user-item pairs that are scored at once: 1 MiB of scores stays in the cache
+CHUNK_VALUES = 1 << 24  # values of the queries of those pairs, where a model scores pairs one by one: 128 MiB
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,11 @@ class TargetPass:
 
     def chunks(self, trainer, rows: Tensor):
         """Yield some query rows and their scores: ``(B,)`` and ``(B, n_items)``, nothing masked."""
-        for part in rows.split(max(1, CHUNK_PAIRS // self.n_items)):
+        n_pairs = CHUNK_PAIRS
+        if getattr(trainer, "scores_by_pairs", False):
+            width = sum(column[:1].numel() for column in self.queries.interaction.values())
+            n_pairs = min(n_pairs, CHUNK_VALUES // width)
+        for part in rows.split(max(1, n_pairs // self.n_items)):
             if len(part):
                 yield part, trainer.full_sort_scores(self.queries[part])
 

@@ -197,3 +197,12 @@ def test_trainings_of_one_second_do_not_share_a_file(toy_config, monkeypatch):
         files.add(run.trainer.saved_model_file)
     assert len(files) == 3
     assert all(Path(file).is_file() for file in files)
+
+
+def test_a_damaged_file_is_read_over(toy_config, output_dir):
+    create_dataset(toy_config("BPR", save_dataset=True))
+    path = output_dir / "saved" / "toy-AttackedDataset.pth"
+    for content in (b"", b"nonsense", path.read_bytes()[:100]):
+        path.write_bytes(content)
+        forget()
+        assert split(toy_config("BPR", save_dataset=True)).train.user_num == 81

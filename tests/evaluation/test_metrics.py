@@ -84,7 +84,7 @@ def test_target_metrics_are_the_loop(denominator, data):
     ranks = np.array(data.draw(st.lists(st.integers(1, 9), min_size=eligible.size, max_size=eligible.size)))
     eligible, ranks = eligible.reshape(shape), ranks.reshape(shape)
     ranks = np.where(eligible, ranks, data.draw(st.sampled_from([NEVER, 2])))  # 2: held out in a later split
-    scores = ranks * 0.5 - 1.0
+    scores = np.where(eligible, ranks * 0.5 - 1.0, data.draw(st.sampled_from([-np.inf, np.nan, 7.0])))
     found = target_metrics(torch.tensor(ranks), torch.tensor(scores), torch.tensor(eligible), [1, 3], denominator)
     assert len(found) == n_targets
     for t, target in enumerate(found):
