@@ -75,7 +75,8 @@ def write_slice(folder: Path, n_users: int = 200, n_items: int = 300, n_ratings:
         for kind in ("inter", "user", "item", "link", "kg")
     )
     for column, n in (("item_id:token", n_items), ("user_id:token", n_users)):
-        inter = inter[inter[column].isin(inter[column].value_counts().index[:n])]
+        counts = inter[column].value_counts().sort_index().sort_values(ascending=False, kind="stable")
+        inter = inter[inter[column].isin(counts.index[:n])]
     inter = inter.sort_values("timestamp:float", kind="stable").groupby("user_id:token").tail(n_ratings)
     user = user[user["user_id:token"].isin(inter["user_id:token"])]
     item, link = (table[table["item_id:token"].isin(inter["item_id:token"])] for table in (item, link))
