@@ -71,7 +71,11 @@ def assemble(
     seconds: Mapping[str, float],
     environment: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The content of result.json; what was not run is None."""
+    """The content of result.json; what was not run is None.
+
+    Beside the keys of the design: ``valid`` (metrics on the validation rows, what selection saw), ``target_items``
+    (those of a clean run too, which has no poison) and ``machine`` (the processor's architecture).
+    """
     ran = [outcome for outcome in outcomes.values() if outcome is not None]
     both = ran + [o for o in (baseline[1].values() if baseline else ()) if o is not None]
     times = {stage: sum(o.seconds[stage] for o in both) for stage in ("train", "evaluate")}
