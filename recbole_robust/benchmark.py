@@ -179,7 +179,7 @@ def _line(cell: Cell, record: Mapping[str, Any], wanted: Sequence[str] | None) -
 
 
 def _to_text(value: Any) -> str:
-    return json.dumps(_plain(value), indent=1, allow_nan=False) + "\n"
+    return json.dumps(_plain(value), allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:
