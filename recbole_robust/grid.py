@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recbole_robust.config_checks import read_yaml
+import yaml
+
 from recbole_robust.properties_path import properties_dir
 from recbole_robust.report import REPORT_OPTIONS, load_published
 from recbole_robust.types import UserError
@@ -132,7 +133,13 @@ def load_grid(source: str | Path) -> dict[str, Any]:
             known = ", ".join(sorted(file.stem for file in shipped.parent.glob("*.yaml"))) or "none"
             raise UserError(f"benchmark: expected a grid file or one of {known}, got {str(source)!r}")
         path = shipped
-    return read_yaml(path)
+    try:
+        grid = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(grid, dict):
+        raise UserError(f"{path}: expected a mapping with the fields {', '.join(_FIELDS)}, got {type(grid).__name__}")
+    return grid
 
 
 def _axis(grid: Mapping[str, Any], field: str) -> list[tuple[str, dict[str, Any]]]:
@@ -242,3 +249,12 @@ def _flat(keys: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def _on_command_line(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, with ``3e-5`` a number (YAML 1.1 reads it as text)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+0123456789.")
+)
