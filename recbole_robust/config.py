@@ -52,7 +52,8 @@ POISON_KEYS = (
     "attack", "attack_args", "attack_size", "n_fake_users", "filler_size", "n_fillers", "target_mode", "knowledge",
     "poison",
 )  # fmt: skip
-TARGET_KEYS = ("target_items", "n_targets", "target_choice", "target_seed", "target_hr_denominator")
+DRAW_KEYS = ("n_targets", "target_choice", "target_seed")
+TARGET_KEYS = ("target_items", *DRAW_KEYS, "target_hr_denominator")
 MERGED_KEYS = ("attack_args", "defense_args")  # mappings that are merged key by key instead of replaced
 COUNT_OF = {"attack_size": "n_fake_users", "filler_size": "n_fillers"}  # a fraction, and the count that says the same
 NONE_KEYS = ("attack", "defense", "preset", "base_model", "poison", "heldout_file")  # "none" and "" mean no value here
@@ -204,6 +205,8 @@ class Config(RecBoleConfig):
         merge(self.internal_config_dict, protocol)
         merge(self.internal_config_dict, recipe if explicit else {})
         merge(self.internal_config_dict, per_dataset.get(dataset, {}))
+        if any(map(self._is_given, DRAW_KEYS)):  # whoever says how targets are drawn does not want the protocol's set
+            self.internal_config_dict["target_items"] = None
         self.protocol_name = name
 
     def _is_explicit(self, model_class) -> bool:

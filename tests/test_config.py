@@ -168,6 +168,12 @@ def test_a_protocol_has_a_part_for_each_data_set(toy_config):
     assert (config["n_fillers"], config["filler_size"]) == (None, 0.05)
 
 
+@pytest.mark.parametrize("key", [{"n_targets": 3}, {"target_choice": "popular"}, {"target_seed": 7}])
+def test_who_draws_targets_gets_none_of_the_protocol(toy_config, key):
+    assert toy_config(dataset="ml-100k", **key)["target_items"] is None
+    assert toy_config(dataset="ml-100k", target_items="apt_0", **key)["target_items"] == "apt_0"
+
+
 def test_explicit_models_load_their_ratings_in_stars_under_any_protocol(toy_config):
     config = toy_config("MF", protocol="recbole")
     assert "rating" in config["load_col"]["inter"]
