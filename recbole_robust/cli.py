@@ -1,25 +1,33 @@
-"""The command line: ``run`` (also without a name), ``benchmark`` and ``report``."""
+"""The command line: ``run`` (also without a name), ``attack``, ``benchmark`` and ``report``."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 USAGE = """\
 usage: recbole-robust [run] --model=<name> --dataset=<name> [--attack=<name>] [--any_key=value ...]
+       recbole-robust attack --dataset=<name> --attack=<name> [--model=<name>] [--any_key=value ...]
+       recbole-robust attack --dataset=<name> --from_json=<file>
        recbole-robust benchmark <grid.yaml> [--workers=0] [--only=<text>] [--retry-failed] [--force] [--output_dir=...]
        recbole-robust report <folder> [--out=<file>]
 
 run        train a model, attack it, measure it beside its baseline; prints a table and the path of result.json
+attack     make the fake profiles of an attack and train no victim; prints the path of the poison card, which
+           --poison=<card> replays on any model. The model decides on the protocol only, and so on the split that the
+           attack sees: MF if you name none, or BPR where the data set has no ratings
 benchmark  run a grid of such runs, one JSON a cell; goes on where it was
 report     render the cells of a folder as Markdown
 
   -m, --model        MF, DampedMean, Pop, PurifyAugMF or any RecBole model
   -d, --dataset      ml-100k (ships with RecBole), ml-1m, or a folder in data_path (dataset/)
   --attack           Random, Average, Bandwagon, Segment, LoveHate, CopyProfile; none: a clean run
+  --poison           a poison card (a folder) to inject instead of running an attack
+  --from_json        attack: a file of fake users as VAT and PamaCF ship them; its item ids are taken as item tokens
   --config_files     YAML files, separated by blanks
   --help, --version
 
@@ -88,10 +96,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"recbole-robust {__version__}")
             return 0
         command = words.pop(0) if words else "run"
-        commands = {"run": _run, "benchmark": _benchmark, "report": _report}
+        commands = {"run": _run, "attack": _attack, "benchmark": _benchmark, "report": _report}
         if command not in commands:
             what = "option" if command.startswith("-") else "command"
-            raise UserError(f"unknown {what} {command!r}: expected run, benchmark or report (--help says more)")
+            raise UserError(f"unknown {what} {command!r}: expected run, attack, benchmark or report (--help says more)")
         commands[command](words, keys, arguments)
     except UserError as error:
         print("error:", str(error).replace("\n", " "), file=sys.stderr)
@@ -109,22 +117,51 @@ def _run(words: list[str], keys: dict[str, str], arguments: list[str]) -> None:
         raise UserError(f"expected --key=value, got {words[0]!r}")
     if not keys:
         raise UserError("model: expected --model=<name> --dataset=<name>, got nothing (--help says more)")
-    from recbole_robust.config_checks import complaint_of_recbole
     from recbole_robust.quick_start import run_recbole_robust
 
     given = [argument for i, argument in enumerate(arguments) if i or argument != "run"]
     command = shlex.join(["python", "run_recbole_robust.py", *given])
-    listed = keys.pop("config_files", "")
-    files = [listed] if os.path.isfile(listed) else listed.split()
-    try:
+    files = _config_files(keys)
+    with _complaints_of_recbole():
         result = run_recbole_robust(config_file_list=files, command_line=keys, command=command)
+    print(render(result))
+    print(f"result: {result['path']}")
+
+
+def _attack(words: list[str], keys: dict[str, str], arguments: list[str]) -> None:
+    from recbole_robust.quick_start import run_attack
+    from recbole_robust.types import UserError
+
+    if words:
+        raise UserError(f"attack: expected --key=value, got {words[0]!r}")
+    if not keys:
+        raise UserError("attack: expected --dataset=<name> --attack=<name>, got nothing (--help says more)")
+    files, from_json = _config_files(keys), keys.pop("from_json", None)
+    with _complaints_of_recbole():
+        stored = run_attack(config_file_list=files, command_line=keys, from_json=from_json)
+    print(render_card(stored.card.content()))
+    print(f"card: {stored.path}")
+
+
+def _config_files(keys: dict[str, str]) -> list[str]:
+    """The files of ``--config_files``, which is taken out of the keys."""
+    listed = keys.pop("config_files", "")
+    return [listed] if os.path.isfile(listed) else listed.split()
+
+
+@contextlib.contextmanager
+def _complaints_of_recbole() -> Iterator[None]:
+    """What RecBole raises on purpose inside this block is the user's mistake."""
+    from recbole_robust.config_checks import complaint_of_recbole
+    from recbole_robust.types import UserError
+
+    try:
+        yield
     except Exception as error:
         complaint = complaint_of_recbole(error)
         if complaint is None:
             raise
         raise UserError(f"RecBole: {complaint}") from None
-    print(render(result))
-    print(f"result: {result['path']}")
 
 
 def _benchmark(words: list[str], keys: dict[str, str], arguments: list[str]) -> None:
@@ -178,10 +215,35 @@ def render(result: dict[str, Any]) -> str:
                 label = ""
     poison = result["poison"]
     head = f"{result['dataset']}, protocol {result['protocol']}, seed {result['seed']}, "
-    head += (f"{result['attack']}: {poison['n_fake_users']} fake users x {poison['n_fillers']} fillers, "
-             if poison else "no attack, ")  # fmt: skip
+    if poison:
+        fillers = "" if poison["n_fillers"] is None else f" x {poison['n_fillers']} fillers"
+        head += f"{result['attack']}: {poison['n_fake_users']} fake users{fillers}, "
+    else:
+        head += "no attack, "
     head += f"targets {' '.join(result['target_items'])}"
     return f"{head}\n{tabulate(table, headers=['model', 'data', *names], disable_numparse=True)}"
+
+
+def render_card(content: dict[str, Any]) -> str:
+    """The table of a poison card: attack, budget, targets, profile lengths and stealth."""
+    from tabulate import tabulate
+
+    n_fakes, n_users = content["n_fake_users"], content["n_genuine_users"]
+    options = ", ".join(f"{key} {value}" for key, value in content["attack_args"].items())
+    targets = zip(content["target_items"], content["target_popularity"], strict=True)
+    rows = {
+        "attack": f"{content['attack']} ({options})" if options else content["attack"],
+        "fake users": f"{n_fakes}, {100 * n_fakes / n_users:.1f} % of {n_users} genuine ones",
+        "profile length": f"{content['n_rows'] / n_fakes:.1f}",
+        "targets": ", ".join(f"{token} ({count} ratings)" for token, count in targets),
+        "stealth": ", ".join(f"{k} {'-' if v is None else f'{v:.3f}'}" for k, v in content["stealth"].items()),
+    }
+    head = f"{content['dataset']}, protocol {content['protocol']}"
+    if content["seed"] is not None:  # a file of fake users says nothing of seed, fillers and knowledge
+        head += f", seed {content['seed']}"
+        rows["profile length"] += f": {content['n_fillers']} fillers, and targets ({content['target_mode']})"
+        rows["knowledge"] = f"{content['knowledge']}, rows of {100 * content['known_users']:g} % of the users"
+    return f"{head}\n{tabulate(list(rows.items()), tablefmt='plain', disable_numparse=True)}"
 
 
 def _digits(name: str) -> int:

@@ -50,7 +50,7 @@ DISPLAY_KEYS = {
 # Keys of an attack: what a clean training does not depend on.
 POISON_KEYS = (
     "attack", "attack_args", "attack_size", "n_fake_users", "filler_size", "n_fillers", "target_mode", "knowledge",
-    "poison",
+    "known_users", "poison",
 )  # fmt: skip
 DRAW_KEYS = ("n_targets", "target_choice", "target_seed")
 TARGET_KEYS = ("target_items", *DRAW_KEYS, "target_hr_denominator")
@@ -190,6 +190,12 @@ class Config(RecBoleConfig):
         """Whether the user has given a key, or a part of it."""
         return key in self.external_config_dict or any(path[0] == key for path in self._dotted)
 
+    def attack_keys_given(self, final: Mapping[str, Any] | None = None) -> list[str]:
+        """The keys of an attack, other than ``poison``, that the user has given a value."""
+        values = self.final_config_dict if final is None else final
+        keys = [key for key in POISON_KEYS if key != "poison" and self._is_given(key)]
+        return [key for key in keys if values[key] not in (None, {})]
+
     def _external(self, key: str) -> Any:
         return self.external_config_dict.get(key, self.internal_config_dict.get(key))
 
@@ -272,6 +278,8 @@ class Config(RecBoleConfig):
                 )
         if final["attack"] is not None:
             registry.build_attack(final["attack"], final["attack_args"])
+        if final["poison"] is not None and (told := self.attack_keys_given(final)):
+            raise UserError(f"poison: expected no keys of an attack beside a card to replay, got {', '.join(told)}")
         for kind in ("attack", "defense"):
             if final[kind] is None and final[f"{kind}_args"]:
                 logger.warning("%s_args without %s: ignored", kind, kind)

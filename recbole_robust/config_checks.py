@@ -224,6 +224,7 @@ CHECKS: dict[str, Check] = {
     "attack_args": MAPPING,
     "defense_args": MAPPING,
     "poison": TEXT,
+    "known_users": number(0, 1, open_low=True),
     "knowledge": one_of("black-box", "gray-box", "white-box"),
     "target_items": ("a list of item tokens, or the name of a set", lambda v: list_of(TOKEN)(v) or TEXT[1](v)),
     "n_targets": whole(1),

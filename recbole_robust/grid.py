@@ -5,6 +5,7 @@ The axes are lists of names or of mappings of configuration keys with an optiona
     name: apt_ml100k
     datasets: [ml-100k]
     attacks: [Random, {attack: Average, n_fillers: 105, label: "Average, 105 fillers"}]   # null: clean cells only
+                                       # or a poison card to replay: {poison: cards/mine, label: mine}
     methods: [{model: MF}, {label: "MF, decay 3e-5", model: MF, weight_decay: 3.0e-5}]
     target_sets: [apt_0, {label: random, target_choice: random, n_targets: 10}]   # left out: the protocol's targets
     seeds: {start: 0, count: 10}                                                  # or a list
@@ -35,7 +36,7 @@ AXES = ("dataset", "attack", "method", "target_set", "seed")
 RUN_DEFAULTS = {"baseline": "none", "show_progress": False, "save_checkpoint": False, "log_tensorboard": False}
 _FIELDS = ("name", "datasets", "attacks", "methods", "target_sets", "seeds", "config", "report")
 _MAIN_KEY = {"datasets": "dataset", "attacks": "attack", "methods": "model", "target_sets": "target_items"}
-_OWNED = ("model", "dataset", "attack", "seed")  # set by the axes, so not by ``config``
+_OWNED = ("model", "dataset", "attack", "poison", "seed")  # set by the axes, so not by ``config``
 # Keys that say where a cell runs and what else it leaves there, not what it is.
 _PLACE = ("output_dir", "gpu_id", "show_progress", "save_checkpoint", "log_tensorboard", "cache_clean", "force")
 
@@ -156,8 +157,9 @@ def _axis(grid: Mapping[str, Any], field: str) -> list[tuple[str, dict[str, Any]
             pair = (entry, {main: entry})
         elif isinstance(entry, Mapping) and entry:
             keys = {str(key): value for key, value in entry.items() if key != "label"}
-            if field != "target_sets" and not isinstance(keys.get(main), str):
-                raise UserError(f"{field}[{i}].{main}: expected a name, got {keys.get(main)!r}")
+            name = "poison" if field == "attacks" and "poison" in keys and "attack" not in keys else main
+            if field != "target_sets" and not isinstance(keys.get(name), str):
+                raise UserError(f"{field}[{i}].{name}: expected a name, got {keys.get(name)!r}")
             if not keys:
                 raise UserError(f"{field}[{i}]: expected configuration keys beside the label, got none")
             label = entry.get("label", _default_label(keys, main))
@@ -187,7 +189,7 @@ def _check_overlap(axes: Mapping[str, list[tuple[str, dict[str, Any]]]]) -> None
         for key in sorted({key for _, keys in entries for key in keys}):
             if owners.setdefault(key, field) != field:
                 raise UserError(f"{field}: expected keys of its own, got {key!r}, which {owners[key]} sets too")
-    for key, field in (("model", "methods"), ("dataset", "datasets"), ("attack", "attacks")):
+    for key, field in (("model", "methods"), ("dataset", "datasets"), ("attack", "attacks"), ("poison", "attacks")):
         if owners.get(key, field) != field:
             raise UserError(f"{owners[key]}: expected keys other than {key!r}, which belongs to {field}")
 

@@ -20,9 +20,10 @@ from recbole.utils import ModelType, init_seed
 import recbole_robust
 from recbole_robust import registry, results
 from recbole_robust.config import POISON_KEYS, TARGET_KEYS, Config, known_keys
+from recbole_robust.data.card import PoisonCard
 from recbole_robust.data.injection import without_fakes
-from recbole_robust.data.load import clean_train_split, data_digest, prepare
-from recbole_robust.data.poison import Poison, PoisonCard, targets_of
+from recbole_robust.data.load import data_digest, prepare
+from recbole_robust.data.poison import targets_of
 from recbole_robust.data.views import genuine_item_counts
 from recbole_robust.evaluation import (
     TargetPass,
@@ -34,24 +35,13 @@ from recbole_robust.evaluation import (
 )
 from recbole_robust.evaluation.rating import rating_metrics
 from recbole_robust.initialisation import build_model
+from recbole_robust.poisoning import make_card, run_attack, stored_card
 from recbole_robust.trainer import get_trainer
 from recbole_robust.types import Outcome, UserError
 
 logger = logging.getLogger(__name__)
 
 BASELINES = {"PurifyAugMF": "MF"}
-
-
-def make_card(config: Config) -> PoisonCard | None:
-    """The poison of a configuration: a stored card, or the attack run on the clean training split, or None."""
-    if config["poison"]:
-        card = PoisonCard.load(config["poison"])
-        card.to_ids(clean_train_split(config))  # refuses the items of another data set before anything is trained
-        return card
-    if not config["attack"]:
-        return None
-    attack = registry.build_attack(config["attack"], config["attack_args"])
-    return Poison.from_config(config, attack).plan(clean_train_split(config))
 
 
 def train_and_evaluate(config: Config, card: PoisonCard | None = None, label: str | None = None) -> Outcome:
@@ -215,23 +205,18 @@ def run_recbole_robust(
         return {**results.read(path), "path": str(path)}
     with results.log_to(Path(config["output_dir"]) / "log" / f"{path.parent.name}.log"):
         planning = time.perf_counter()
-        card = make_card(config)
+        poison = stored_card(config)
+        card = poison.card if poison else None
         planned = time.perf_counter()
         outcomes = _clean_and_attacked(config, card)
         baseline = baseline_config(config, config_file_list, config_dict, command_line)
         baseline_outcomes = _clean_and_attacked(baseline, card) if baseline else None
-        card_path = None
-        if card is not None:
-            name = f"{card.settings.get('attack', 'card')}-{card.digest()}.json"
-            card_path = Path(config["output_dir"]) / "cards" / name
-            card.save(card_path)
     path = path.parent.with_name(results.run_key(config, data_digest(config))) / path.name  # downloaded meanwhile?
     seconds = {"attack": planned - planning, "total": time.perf_counter() - started}
     result = results.assemble(
         config,
         command or results.command_of(config, command_line),
-        card,
-        card_path,
+        poison,
         outcomes,
         (baseline, baseline_outcomes) if baseline and baseline_outcomes else None,
         seconds,
@@ -280,4 +265,4 @@ def baseline_config(config: Config, files, config_dict, command_line) -> Config 
     return Config(name, config["dataset"], None, given, {".".join(k): v for k, v in config._dotted.items()})
 
 
-__all__ = ["baseline_config", "make_card", "run_recbole_robust", "train_and_evaluate"]
+__all__ = ["baseline_config", "make_card", "run_attack", "run_recbole_robust", "train_and_evaluate"]

@@ -12,15 +12,18 @@ import shlex
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from recbole.utils.logger import RemoveColorFilter
 
 import recbole_robust
 from recbole_robust.config import Config
-from recbole_robust.data.poison import PoisonCard
+from recbole_robust.data.card import files_digest
 from recbole_robust.types import Outcome, UserError
+
+if TYPE_CHECKING:
+    from recbole_robust.poisoning import StoredCard
 
 SCHEMA_VERSION = 1
 
@@ -29,14 +32,10 @@ def run_key(config: Config, data: str = "") -> str:
     """``model-dataset-attack-defense-seed-sha12``: equal for equal resolved configurations and equal ``data``."""
     attack = config["attack"] or ("card" if config["poison"] else "clean")
     parts = (config["model"], config["dataset"], attack, config["defense"] or "none", str(config["seed"]))
-    extra = hashlib.sha256(Path(config["poison"]).read_bytes()).hexdigest() if _is_file(config["poison"]) else ""
+    extra = files_digest(config["poison"]) if config["poison"] else ""
     switches = f"{config['compare_clean']}{extra}{data}"
     key = hashlib.sha256(f"{config.key()}{switches}".encode()).hexdigest()[:12]
     return "-".join([*parts, key])
-
-
-def _is_file(path: str | None) -> bool:
-    return bool(path) and os.path.isfile(str(path))
 
 
 def split_hash(splits) -> str:
@@ -64,8 +63,7 @@ def _block(outcome: Outcome | None) -> dict[str, float] | None:
 def assemble(
     config: Config,
     command: str,
-    card: PoisonCard | None,
-    card_path: Path | None,
+    poison: StoredCard | None,
     outcomes: Mapping[str, Outcome | None],
     baseline: tuple[Config, Mapping[str, Outcome | None]] | None,
     seconds: Mapping[str, float],
@@ -74,7 +72,8 @@ def assemble(
     """The content of result.json; what was not run is None.
 
     Beside the keys of the design: ``valid`` (metrics on the validation rows, what selection saw), ``target_items``
-    (those of a clean run too, which has no poison) and ``machine`` (the processor's architecture).
+    (those of a clean run too, which has no poison) and ``machine`` (the processor's architecture). ``poison.reused``:
+    the card was there already, so that ``seconds.attack`` has no training of the attack in it.
     """
     ran = [outcome for outcome in outcomes.values() if outcome is not None]
     both = ran + [o for o in (baseline[1].values() if baseline else ()) if o is not None]
@@ -87,18 +86,20 @@ def assemble(
         "base_model": config["base_model"],
         "dataset": config["dataset"],
         "protocol": config["protocol"],
-        "attack": card.settings.get("attack") if card else None,
+        "attack": poison.card.settings.get("attack") if poison else None,
         "defense": config["defense"],
         "seed": config["seed"],
         "config": config.resolved(),
         "split_hash": last.extra["split_hash"],
         "target_items": list(last.per_target),
-        "poison": card and {
-            "card": str(card_path),
-            "hash": card.digest(),
-            "n_fake_users": card.profiles.n_users,
-            "n_fillers": card.settings.get("n_fillers"),
-            "target_items": card.target_items,
+        "poison": poison and {
+            "card": str(poison.path),
+            "hash": poison.card.digest(),
+            "n_fake_users": poison.card.profiles.n_users,
+            "n_fillers": poison.card.settings.get("n_fillers"),
+            "target_items": poison.card.target_items,
+            "reused": poison.reused,
+            "stealth": poison.card.settings.get("stealth"),
         },
         "clean": _block(outcomes["clean"]),
         "attacked": _block(outcomes["attacked"]),

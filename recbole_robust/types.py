@@ -69,10 +69,13 @@ class InteractionLog:
 class AttackerView:
     """What the attacker may know of the victim's training data.
 
+    Under ``known_users`` below 1 it has the rows of some genuine users only: ``n_users`` counts those, and everything
+    that is derived here (counts, means, the log) is of them. The items and the rating scale are public: always whole.
+
     Attributes:
         ratings: the genuine training ratings, from the raw log even where the victim is implicit; a stored value is a
             rating, an absent one is unrated. Data without ratings has 1.0 everywhere and ``rating_min == rating_max``.
-            Shape: ``(n_users, n_items)``.
+            Shape: ``(n_users, n_items)``; row ``u`` is the ``u``-th known user, in the order of the data.
         rating_min: lowest rating, in the data set's unit (stars).
         rating_max: highest rating.
         rating_step: distance of neighbouring ratings (1 for MovieLens, 0.5 for half stars).

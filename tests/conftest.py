@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from toy_splits import family_config, run, trainings, write_data  # noqa: F401 - fixtures
+from toy_splits import attacks, family_config, run, trainings, write_data  # noqa: F401 - fixtures
 
 from recbole_robust.config import Config
 

@@ -23,7 +23,7 @@ from recbole_robust import cli, quick_start, registry
 from recbole_robust.cli import main, parse
 from recbole_robust.config_checks import complaint_of_recbole
 from recbole_robust.data import attacked_dataset
-from recbole_robust.data.poison import PoisonCard
+from recbole_robust.data.card import PoisonCard
 from recbole_robust.types import UserError
 
 QUICK = ["--epochs=1", "--topk=[5]", "--use_gpu=false", "--show_progress=false", "--log_tensorboard=false"]
@@ -239,7 +239,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {  # what: (words, what the li
     "key twice": (["--seed=1", "--seed=2"], ["--seed: expected one value, got '1' and '2'"]),
     "no key": (["--=3"], ["expected --key=value, got '--=3'"]),
     "a word": (["run", "MF"], ["expected --key=value, got 'MF'"]),
-    "command": (["train"], ["unknown command 'train'", "run, benchmark or report"]),
+    "command": (["train"], ["unknown command 'train'", "run, attack, benchmark or report"]),
     "option": (["-v"], ["unknown option '-v'"]),
     "preset": (["--model=PurifyAugMF", "--preset=litteral"], ["unknown preset of PurifyAugMF 'litteral'", "literal?"]),
     "protocol": (["--protocol=apr"], ["unknown protocol 'apr'", "did you mean apt"]),
@@ -435,45 +435,50 @@ def card(tmp_path_factory, bad_data) -> PoisonCard:
     folder = tmp_path_factory.mktemp("card")
     words = [f"--data_path={bad_data}", f"--output_dir={folder}", *QUICK, "--epochs=1", "--compare_clean=false"]
     assert main(["--model=MF", "--dataset=toy", *words, AVERAGE, "--n_fake_users=2", "--n_fillers=3"]) == 0
-    (path,) = (folder / "cards").glob("*.json")
+    (path,) = (folder / "cards").glob("*")
     return PoisonCard.load(path)
 
 
 def test_a_good_card_is_replayed(run, card, tmp_path):
-    card.save(tmp_path / "card.json")
-    ran = run(f"--poison={tmp_path / 'card.json'}")
+    card.save(tmp_path / "card")
+    ran = run(f"--poison={tmp_path / 'card'}")
     assert ran.code == 0
     assert "Average: 2 fake users x 3 fillers" in ran.out
 
 
 def tampered(card: PoisonCard, path: Path, **changes) -> None:
     card.save(path)
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    file = path / "poison.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def edited(card: PoisonCard, path: Path, old: str, new: str) -> None:
+    card.save(path)
+    file = path / "toy.inter"
+    file.write_text(file.read_text().replace(old, new, 1))
 
 
 BAD_CARDS: dict[str, tuple[Callable[[Path, PoisonCard], object], str]] = {
     "missing": (lambda path, card: None, "No such file"),
-    "a folder": (lambda path, card: path.mkdir(), "Is a directory"),
-    "not JSON": (lambda path, card: path.write_text("hi"), "expected a poison card"),
-    "a JSON list": (lambda path, card: path.write_text("[1]"), "expected a poison card"),
-    "other JSON": (lambda path, card: path.write_text("{}"), "expected a poison card"),
-    "bytes": (lambda path, card: path.write_bytes(b"\xff\xfe\x00"), "expected a poison card"),
+    "a folder": (lambda path, card: path.mkdir(), "poison.json: No such file"),
+    "a file": (lambda path, card: path.write_text("hi"), "expected a poison card, which is a folder"),
     "other targets": (lambda path, card: tampered(card, path, target_items=["i7"]), "expected contents of hash"),
-    "other ratings": (lambda path, card: tampered(card, path, ratings=[1.0] * 26), "expected contents of hash"),
+    "other ratings": (lambda path, card: edited(card, path, "\t5\n", "\t1\n"), "expected contents of hash"),
+    "NaN": (lambda path, card: edited(card, path, "\t5\n", "\tnan\n"), "expected a finite number, got 'nan'"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("what", BAD_CARDS)
 def test_bad_cards(what, run, card, tmp_path, output_dir):
-    path = tmp_path / "card.json"
+    path = tmp_path / "card"
     write, told = BAD_CARDS[what]
     write(path, card)
     check_refused(run(f"--poison={path}"), output_dir, "poison: ", told)
 
 
 def test_a_card_of_another_data_set(run, card, tmp_path, output_dir):
-    dataclasses.replace(card, item_tokens=["x", *card.item_tokens[1:]]).save(tmp_path / "card.json")
-    ran = run(f"--poison={tmp_path / 'card.json'}")
+    dataclasses.replace(card, item_tokens=["x", *card.item_tokens[1:]]).save(tmp_path / "card")
+    ran = run(f"--poison={tmp_path / 'card'}")
     assert (ran.code, ran.out) == (2, "")
     assert ran.err == "error: poison: expected items of toy, got unknown x\n"
     assert not [name for name in files_below(output_dir) if name.endswith((".json", ".tmp"))]

@@ -17,7 +17,7 @@ LAYERS = (
     ("attacks", "trainer", "scores"),
     ("data", "evaluation", "defenses", "model", "initialisation"),
     ("config", "config_checks", "registry"),
-    ("quick_start", "results"),
+    ("quick_start", "poisoning", "results"),
     ("statistics", "grid", "benchmark", "report", "report_tables", "sweep"),
     ("cli",),
 )

@@ -28,7 +28,9 @@ def test_the_keys_of_result_json(run):
     on_disk = json.loads(path.read_text())
     assert on_disk == json.loads(json.dumps(result))
     assert sorted(on_disk) == sorted(DESIGN_KEYS.split() + FURTHER_KEYS)
-    assert on_disk["poison"].keys() == {"card", "hash", "n_fake_users", "n_fillers", "target_items"}
+    assert on_disk["poison"].keys() == {
+        "card", "hash", "n_fake_users", "n_fillers", "target_items", "reused", "stealth",
+    }  # fmt: skip
     assert on_disk["seconds"].keys() == {"attack", "train", "evaluate", "total"}
     assert on_disk["per_target"].keys() == {"i3", "i40"}
     assert on_disk["per_target"]["i3"].keys() == {"clean", "attacked"}
@@ -40,7 +42,7 @@ def test_the_keys_of_result_json(run):
         assert metric in on_disk["clean"], metric
     assert path.parent.name.startswith("MF-toy-Average-none-2020-")
     assert len(path.parent.name.split("-")[-1]) == 12
-    assert Path(on_disk["poison"]["card"]).is_file()
+    assert (Path(on_disk["poison"]["card"]) / "poison.json").is_file()
     assert "output_dir" not in on_disk["config"]
 
 
@@ -85,7 +87,7 @@ def test_everything_is_inside_the_output_folder(run, output_dir, tmp_path, monke
         {**ATTACK, "target_items": ["i3", "no such item"]},
         {**ATTACK, "topk": [99]},
         {"tune": True, "eval_args": {"split": {"RS": [8, 1, 1]}, "order": "RO", "group_by": "user", "mode": "full"}},
-        {"poison": "no/such/card.json"},
+        {"poison": "no/such/card"},
     ],
 )
 def test_a_mistake_leaves_nothing_behind(run, output_dir, keys):

@@ -96,6 +96,16 @@ def test_commands_are_understood(arguments, tmp_path, monkeypatch):
     assert words == [] and config["model"] and config["dataset"]
 
 
+def test_the_attack_command_gives_a_card_of_the_shape_that_is_replayed(tmp_path, monkeypatch, capsys):
+    """The README's `recbole-robust attack`, and the path that its `--poison` names, but for the key."""
+    monkeypatch.chdir(tmp_path)
+    lines = block(README, "console", "recbole-robust attack").splitlines()
+    assert cli.main([*shlex.split(lines[0])[1:], "--use_gpu=false"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    (poison,) = re.findall(r"--poison=(\S+)-[0-9a-f]{12}$", lines[1])
+    assert re.fullmatch(rf"card: {poison}-[0-9a-f]{{12}}", last) and Path(last[6:]).is_dir()
+
+
 def test_attacked_dataset_in_plain_recbole(tmp_path, monkeypatch):
     """The README's lines, executed: 28 fakes with 20 fillers and the target are in the training split, nowhere else."""
     monkeypatch.chdir(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -108,10 +109,11 @@ def test_a_card_is_replayed_on_another_model(run):
 
 def test_a_changed_card_of_the_same_name_is_another_run(run, tmp_path):
     card = Path(run(**ATTACK)["poison"]["card"])
-    copy = tmp_path / "card.json"
-    copy.write_bytes(card.read_bytes())
+    copy = tmp_path / "card"
+    shutil.copytree(card, copy)
     first = run(poison=str(copy), compare_clean=False)
-    copy.write_bytes(Path(run(**{**ATTACK, "n_fillers": 3})["poison"]["card"]).read_bytes())
+    shutil.rmtree(copy)
+    shutil.copytree(run(**{**ATTACK, "n_fillers": 3})["poison"]["card"], copy)
     assert run(poison=str(copy), compare_clean=False)["path"] != first["path"]
 
 

@@ -150,5 +150,19 @@ def trainings(monkeypatch) -> list[str]:
     return done
 
 
+@pytest.fixture
+def attacks(monkeypatch) -> list[int]:
+    """One entry for every time that the attack Average really runs: the number of users that it saw."""
+    calls: list[int] = []
+    plan = Average.__call__
+
+    def counted(self, view, target_items, budget, *, rng):
+        calls.append(view.n_users)
+        return plan(self, view, target_items, budget, rng=rng)
+
+    monkeypatch.setattr(Average, "__call__", counted)
+    return calls
+
+
 def numbers(result) -> dict[str, object]:
     return {key: result[key] for key in ("clean", "attacked", "lift", "per_target", "split_hash", "valid")}

@@ -6,6 +6,7 @@ A header of ``name:type`` columns, then one row a line. https://recbole.io/docs/
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -46,6 +47,15 @@ def check_atomic_file(
     row = _row_of_other_length(path, separator, len(names)) if len(separator) == 1 and separator.isascii() else None
     if row is not None:
         raise UserError(f"{path}: expected {len(names)} columns as in the header, got {row[1]} in line {row[0]}")
+
+
+def column_names(path: str | Path, separator: str = "\t") -> list[str]:
+    """The names in the header of an atomic file; none where there is no such file or no text in it."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            return [column.partition(":")[0] for column in file.readline().rstrip("\r\n").split(separator)]
+    except (OSError, ValueError):
+        return []
 
 
 def _checked(column: str, path: str, separator: str, types: Mapping[str, str]) -> str:

@@ -18,10 +18,11 @@ from recbole.utils.argument_list import dataset_arguments
 
 from recbole_robust.compat import PandasSafeDataset
 from recbole_robust.data.atomic_file import bad_number, check_atomic_file
+from recbole_robust.data.card import PoisonCard
 from recbole_robust.data.heldout import heldout_split
 from recbole_robust.data.injection import add_fake_users, append_rows, fake_interactions
 from recbole_robust.data.leave_one_out import HELD_OUT, leave_one_out_rows, take_rows
-from recbole_robust.data.poison import Poison, PoisonCard
+from recbole_robust.data.poison import Poison
 from recbole_robust.data.views import RawLog, rating_grid
 from recbole_robust.randomness import global_state_kept
 from recbole_robust.types import FakeProfiles, UserError

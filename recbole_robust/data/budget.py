@@ -14,11 +14,16 @@ def make_budget(
     filler_size: float | None = None,
     n_fillers: int | None = None,
     target_mode: TargetMode = "all",
+    n_users: int | None = None,
 ) -> Budget:
     """The budget in counts. A count wins over its fraction; with neither, a profile has the data's mean length.
 
+    An attacker who sees some users only (``known_users``) has the mean length of these, but fakes for all of them: how
+    many users a service has is public, and an attack of 3 % stays one of 3 %.
+
     Args:
         attack_size: fake users as a fraction of the genuine ones, rounded down (APT: 3 % of 943 is 28), at least 1.
+        n_users: how many genuine ones there are; None: as many as the view has.
         filler_size: filler items of a profile as a fraction of the items, rounded down.
 
     Raises:
@@ -27,10 +32,10 @@ def make_budget(
     if n_fake_users is None:
         if attack_size is None:
             raise UserError("attack_size: expected a fraction of the users (or n_fake_users, a count), got neither")
-        n_fake_users = max(1, _share(attack_size, view.n_users))
+        n_fake_users = max(1, share_of(attack_size, view.n_users if n_users is None else n_users))
     source = "" if n_fillers is not None else " (filler_size)" if filler_size is not None else " (the mean profile)"
     if n_fillers is None:
-        n_fillers = _share(filler_size, view.n_items) if filler_size is not None else view.ratings.nnz // view.n_users
+        n_fillers = share_of(filler_size, view.n_items) if filler_size is not None else view.ratings.nnz // view.n_users
     longest = n_targets if target_mode == "all" else -(-n_targets // min(n_fake_users, n_targets))
     if n_fillers + longest > view.n_items:
         raise UserError(
@@ -40,6 +45,6 @@ def make_budget(
     return Budget(n_fake_users=n_fake_users, n_fillers=n_fillers, target_mode=target_mode)
 
 
-def _share(fraction: float, whole: int) -> int:
-    """``fraction * whole`` rounded down, where 0.29 of 100 is 29 (in floats it is 28.999999999999996)."""
+def share_of(fraction: float, whole: int) -> int:
+    """``fraction * whole``, rounded down, where 0.29 of 100 is 29 (in floats it is 28.999999999999996)."""
     return int(fraction * whole + 1e-9)

@@ -19,8 +19,9 @@ from recbole.utils import ModelType, init_seed
 from recbole.utils.argument_list import dataset_arguments
 
 from recbole_robust.data.attacked_dataset import AttackedDataset
+from recbole_robust.data.card import PoisonCard
 from recbole_robust.data.loaders import use_fast_loader
-from recbole_robust.data.poison import Poison, PoisonCard
+from recbole_robust.data.poison import Poison
 from recbole_robust.types import UserError
 
 logger = logging.getLogger(__name__)

@@ -1,120 +1,22 @@
-"""Poison: what to inject into a training split, planned from an attack or replayed from a stored card."""
+"""Poison: what to inject into a training split, planned from an attack. What was planned is stored as a card."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_matrix
 
 from recbole_robust.data.budget import make_budget
+from recbole_robust.data.card import PoisonCard
 from recbole_robust.data.targets import choose_targets
-from recbole_robust.data.views import attacker_view, genuine_item_counts
+from recbole_robust.data.views import attacker_view, draw_known_users, genuine_digest, genuine_item_counts
 from recbole_robust.randomness import stage_rng
-from recbole_robust.types import Attack, AttackerView, FakeProfiles, Knowledge, TargetMode, UserError
-
-SCHEMA_VERSION = 1
-LARGEST = float(np.finfo(np.float64).max)
-
-
-@dataclass(frozen=True)
-class PoisonCard:
-    """Fake profiles that can be stored and replayed on any model: items by token, the settings beside them.
-
-    Attributes:
-        item_tokens: the tokens that ``profiles.item_ids`` index. Shape: ``(n_tokens,)``.
-        settings: attack, its hyper-parameters, budget and seed, as JSON values.
-    """
-
-    dataset: str
-    target_items: list[str]
-    item_tokens: list[str]
-    profiles: FakeProfiles
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    def digest(self) -> str:
-        """Twelve hexadecimal digits that stand for the contents: profiles, items and targets."""
-        parts = "\x1f".join([self.dataset, *self.target_items, "", *self.item_tokens, self.profiles.digest()])
-        return hashlib.sha256(parts.encode()).hexdigest()[:12]
-
-    def fingerprint(self) -> str:
-        """What a cache of poisoned data is compared by."""
-        return self.digest()
-
-    def plan(self, train) -> PoisonCard:
-        """Itself: a card is replayed, whatever the split."""
-        return self
-
-    def to_ids(self, train) -> FakeProfiles:
-        """The profiles with the 0-based item ids of ``train``.
-
-        Raises:
-            UserError: the card is of another data set, or names an item that this one does not have.
-        """
-        if self.dataset != train.dataset_name:
-            raise UserError(f"poison: expected a card for {train.dataset_name}, got one for {self.dataset}")
-        token2id = train.field2token_id[train.iid_field]
-        missing = [token for token in (*self.item_tokens, *self.target_items) if token not in token2id]
-        if missing:
-            raise UserError(f"poison: expected items of {train.dataset_name}, got unknown {', '.join(missing[:5])}")
-        ids = np.array([token2id[token] for token in self.item_tokens], dtype=np.int64) - 1
-        return dataclasses.replace(self.profiles, item_ids=ids[self.profiles.item_ids])
-
-    def save(self, path: str | Path) -> None:
-        """Write the card as JSON: to a temporary name first, then renamed."""
-        profiles = self.profiles
-        content = {
-            "schema_version": SCHEMA_VERSION,
-            "hash": self.digest(),
-            "dataset": self.dataset,
-            "settings": self.settings,
-            "target_items": self.target_items,
-            "item_tokens": self.item_tokens,
-            "user_ptr": profiles.user_ptr.tolist(),
-            "item_index": profiles.item_ids.tolist(),
-            "ratings": profiles.ratings.tolist(),
-            "timestamps": None if profiles.timestamps is None else profiles.timestamps.tolist(),
-        }
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> PoisonCard:
-        """Read a card.
-
-        Raises:
-            UserError: not there, not a card, or changed since it was written.
-        """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            profiles = FakeProfiles(
-                np.array(content["user_ptr"], dtype=np.int64),
-                np.array(content["item_index"], dtype=np.int64),
-                np.array(content["ratings"], dtype=np.float64),
-                None if content["timestamps"] is None else np.array(content["timestamps"], dtype=np.float64),
-            )
-            tokens = [str(token) for token in content["item_tokens"]]
-            profiles.check(AttackerView(csr_matrix((1, len(tokens))), -LARGEST, LARGEST, 0.0))  # ids, no NaN
-            targets = [str(token) for token in content["target_items"]]
-            card = cls(str(content["dataset"]), targets, tokens, profiles, dict(content["settings"]))
-            recorded = str(content["hash"])
-        except OSError as error:
-            raise UserError(f"poison: {path}: {error.strerror or error}") from None
-        except (ValueError, KeyError, IndexError, TypeError, OverflowError) as error:
-            raise UserError(f"poison: {path}: expected a poison card, got {type(error).__name__}: {error}") from None
-        if recorded != card.digest():
-            raise UserError(f"poison: {path}: expected contents of hash {recorded}, got {card.digest()}")
-        return card
+from recbole_robust.types import Attack, AttackerView, Budget, IntArray, Knowledge, TargetMode, UserError
 
 
 @dataclass(frozen=True)
@@ -129,6 +31,7 @@ class Poison:
     n_fillers: int | None = None
     target_mode: TargetMode = "all"
     knowledge: Knowledge = "white-box"
+    known_users: float = 1.0
     n_targets: int = 5
     target_choice: str = "random"
     target_seed: int | None = None
@@ -146,8 +49,13 @@ class Poison:
 
     def plan(self, train) -> PoisonCard:
         """Run the attack on the genuine rows of a training split."""
-        view = attacker_view(train, self.knowledge)
-        tokens = train.field2id_token[train.iid_field][1:]
+        return self.order(train).run()
+
+    def order(self, train) -> Order:
+        """The attack with everything that it depends on in a training split: view, targets, budget in counts."""
+        n_users = train.user_num - train.n_fake_users - 1
+        known = draw_known_users(n_users, self.known_users, stage_rng(self.seed, "known users"))
+        view = attacker_view(train, self.knowledge, known)
         targets = targets_of(self, train)
         ids = np.array([train.field2token_id[train.iid_field][token] for token in targets], dtype=np.int64) - 1
         budget = make_budget(
@@ -158,24 +66,72 @@ class Poison:
             filler_size=self.filler_size,
             n_fillers=self.n_fillers,
             target_mode=self.target_mode,
+            n_users=n_users,
         )
-        attack = with_item_ids(self.attack, train)
-        profiles = attack(view, ids, budget, rng=stage_rng(self.seed, "attack")).check(view)
-        used, index = np.unique(profiles.item_ids, return_inverse=True)
+        has_ratings = train.raw_log.ratings is not None
         settings = {
             "attack": type(self.attack).__name__,
-            "attack_args": json.loads(json.dumps(dataclasses.asdict(self.attack), default=str)),  # type: ignore[call-overload]
+            "attack_args": plain(dataclasses.asdict(self.attack)),  # type: ignore[call-overload]
             "seed": self.seed,
-            "knowledge": self.knowledge,
             **dataclasses.asdict(budget),
+            "knowledge": self.knowledge,
+            "known_users": float(self.known_users),
+            **facts_of(train, targets),
+            "rating_range": [view.rating_min, view.rating_max] if has_ratings else None,
+            "rating_step": view.rating_step if has_ratings else None,
         }
+        tokens = [str(token) for token in train.field2id_token[train.iid_field][1:]]
+        attack = with_item_ids(self.attack, train)
+        return Order(attack, view, ids, budget, self.seed, train.dataset_name, targets, tokens, settings)
+
+
+@dataclass(frozen=True)
+class Order:
+    """An attack that is ready to run on a training split.
+
+    Attributes:
+        attack: with 0-based item ids in place of tokens.
+        tokens: the token of every item. Shape: ``(n_items,)``.
+        settings: what the profiles depend on beside data set, targets and the attack's code, as JSON values.
+    """
+
+    attack: Attack
+    view: AttackerView
+    target_ids: IntArray
+    budget: Budget
+    seed: int
+    dataset: str
+    target_items: list[str]
+    tokens: list[str]
+    settings: dict[str, Any]
+
+    def run(self) -> PoisonCard:
+        """Run the attack."""
+        rng = stage_rng(self.seed, "attack")
+        profiles = self.attack(self.view, self.target_ids, self.budget, rng=rng).check(self.view)
+        used, index = np.unique(profiles.item_ids, return_inverse=True)
         return PoisonCard(
-            dataset=train.dataset_name,
-            target_items=targets,
-            item_tokens=[str(tokens[i]) for i in used],
+            dataset=self.dataset,
+            target_items=self.target_items,
+            item_tokens=[self.tokens[i] for i in used],
             profiles=dataclasses.replace(profiles, item_ids=index.astype(np.int64)),
-            settings=settings,
+            settings=self.settings,
         )
+
+
+def facts_of(train, targets: Sequence[str]) -> dict[str, Any]:
+    """What a card tells of the training split that it was made on: its rows' hash, its users, the targets' ratings."""
+    counts, token2id = genuine_item_counts(train), train.field2token_id[train.iid_field]
+    return {
+        "split_hash": genuine_digest(train),
+        "n_genuine_users": train.user_num - train.n_fake_users - 1,
+        "target_popularity": [int(counts[token2id[token]]) for token in targets],
+    }
+
+
+def plain(value: Any) -> Any:
+    """JSON values of hyper-parameters; whole arrays, so that two that differ anywhere never look the same."""
+    return json.loads(json.dumps(value, default=lambda v: v.tolist() if hasattr(v, "tolist") else repr(v)))
 
 
 def with_item_ids(attack: Attack, train) -> Attack:

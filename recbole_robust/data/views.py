@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from recbole_robust.types import AttackerView, DefenderView, FloatArray, IntArray, InteractionLog, Knowledge
+from recbole_robust.data.budget import share_of
+from recbole_robust.types import AttackerView, DefenderView, FloatArray, IntArray, InteractionLog, Knowledge, UserError
 
 
 @dataclass(frozen=True)
@@ -67,22 +69,70 @@ def genuine_item_counts(train) -> IntArray:
     return np.bincount(_genuine_pairs(train)[1], minlength=train.item_num)
 
 
-def attacker_view(train, knowledge: Knowledge = "white-box") -> AttackerView:
-    """The genuine rows of a training split of an ``AttackedDataset``, with 0-based ids and raw ratings."""
+def genuine_digest(train) -> str:
+    """Sixteen hexadecimal digits of the genuine rows of a training split: tokens, raw ratings and times.
+
+    What the rows' order is, and which columns the victim loads, does not matter: an attacker sees neither.
+    """
     users, items = _genuine_pairs(train)
     raw: RawLog = train.raw_log
     where = raw.find(users, items)
+    sha = hashlib.sha256()
+    n_users = train.user_num - train.n_fake_users
+    for table in (train.field2id_token[train.uid_field][:n_users], train.field2id_token[train.iid_field]):
+        sha.update("\x1f".join(map(str, table)).encode())
+    for ids in (users, items):
+        sha.update(b"|" + ids.astype("<i8").tobytes())
+    for values in (raw.ratings, raw.timestamps):
+        sha.update(b"|" + (b"none" if values is None else values[where].astype("<f8").tobytes()))
+    return sha.hexdigest()[:16]
+
+
+def draw_known_users(n_users: int, share: float, rng: np.random.Generator) -> IntArray | None:
+    """The users whose rows an attacker sees: a random share, rounded down, at least one; None: all of them.
+
+    Shape: ``(n_known,)``, 0-based and ascending.
+
+    Raises:
+        UserError: no share in (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise UserError(f"known_users: expected a number in (0, 1], got {share!r}")
+    if share == 1:
+        return None
+    return np.sort(rng.choice(n_users, size=max(1, share_of(share, n_users)), replace=False))
+
+
+def attacker_view(train, knowledge: Knowledge = "white-box", known_users: IntArray | None = None) -> AttackerView:
+    """The genuine rows of a training split of an ``AttackedDataset``, with 0-based ids and raw ratings.
+
+    Args:
+        known_users: the users whose rows are seen, ascending; the view has no others. None: all of them.
+
+    Raises:
+        UserError: none of the known users has a row.
+    """
+    users, items = _genuine_pairs(train)
+    raw: RawLog = train.raw_log
+    where = raw.find(users, items)
+    n_users = train.user_num - train.n_fake_users - 1
+    users, items = users - 1, items - 1
+    if known_users is not None:
+        row_of = np.full(n_users, -1, dtype=np.int64)
+        row_of[known_users] = np.arange(len(known_users))
+        seen = row_of[users] >= 0
+        users, items, where, n_users = row_of[users[seen]], items[seen], where[seen], len(known_users)
+        if not len(users):
+            raise UserError(f"known_users: expected users with training rows, got {n_users} without any")
     ratings = np.ones(len(users)) if raw.ratings is None else raw.ratings[where]
-    shape = (train.user_num - train.n_fake_users - 1, train.item_num - 1)
     log = None
     if raw.timestamps is not None:
         times = raw.timestamps[where]
         order = np.argsort(times, kind="stable")
-        log = InteractionLog(users[order] - 1, items[order] - 1, ratings[order], times[order])
+        log = InteractionLog(users[order], items[order], ratings[order], times[order])
     low, high = train.rating_range
-    return AttackerView(
-        csr_matrix((ratings, (users - 1, items - 1)), shape=shape), low, high, train.rating_step, knowledge, log
-    )
+    matrix = csr_matrix((ratings, (users, items)), shape=(n_users, train.item_num - 1))
+    return AttackerView(matrix, low, high, train.rating_step, knowledge, log)
 
 
 def defender_view(train) -> DefenderView:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +13,9 @@ from recbole_robust import Average, DefenderView, FakeProfiles, Poison, PoisonCa
 from recbole_robust.data import attacker_view, defender_view
 from recbole_robust.data.load import clean_train_split
 from recbole_robust.data.poison import targets_of
+from recbole_robust.data.views import draw_known_users
 from recbole_robust.quick_start import make_card
+from recbole_robust.randomness import stage_rng
 
 ATTACK = {"attack": "Average", "n_fake_users": 4, "n_fillers": 6}
 
@@ -49,70 +50,9 @@ def test_clean_and_attacked_runs_choose_the_same_targets(toy_config, train):
         assert make_card(config).target_items == targets_of(config, train)
 
 
-def test_a_card_comes_back_from_its_file_as_it_was(card, tmp_path):
-    timed = dataclasses.replace(card.profiles, timestamps=np.linspace(1e6, 1e6 + 1, len(card.profiles.item_ids)))
-    for original in (card, dataclasses.replace(card, profiles=timed)):
-        original.save(tmp_path / "deep" / "card.json")
-        loaded = PoisonCard.load(tmp_path / "deep" / "card.json")
-        assert loaded.digest() == original.digest()
-        assert loaded.settings == original.settings
-        assert loaded.target_items == original.target_items
-        assert np.array_equal(loaded.profiles.ratings, original.profiles.ratings)
-        assert (loaded.profiles.timestamps is None) == (original.profiles.timestamps is None)
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["card.json"], "no temporary file is left"
-
-
-@pytest.mark.parametrize(
-    ("key", "change"),
-    [
-        ("ratings", lambda v: [v[0] % 5 + 1, *v[1:]]),
-        ("item_index", lambda v: [*v[1:2], *v[:1], *v[2:]]),
-        ("target_items", lambda v: [*v[:-1], "i59"]),
-        ("item_tokens", lambda v: ["i0", *v[1:]] if v[0] != "i0" else ["i58", *v[1:]]),
-        ("dataset", lambda v: "other"),
-        ("hash", lambda v: "0" * 12),
-    ],
-)
-def test_a_card_that_was_changed_is_refused(card, tmp_path, key, change):
-    path = tmp_path / "card.json"
-    card.save(path)
-    content = json.loads(path.read_text())
-    content[key] = change(content[key])
-    path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="expected contents of hash"):
-        PoisonCard.load(path)
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (None, "No such file"),
-        ("", "expected a poison card"),
-        ("[1, 2]", "expected a poison card"),
-        ("{}", "expected a poison card, got KeyError: 'user_ptr'"),
-        ('{"item_index": [7]}', "an item id is out of range"),
-        ('{"item_index": [-1]}', "an item id is out of range"),
-        ('{"user_ptr": [0, 2]}', "user_ptr does not describe"),
-        ('{"user_ptr": []}', "expected a poison card"),
-        ('{"ratings": [NaN]}', "a rating is out of range"),
-        ('{"ratings": ["x"]}', "expected a poison card"),
-    ],
-)
-def test_what_is_no_card_gives_one_clear_line(tmp_path, content, says):
-    path = tmp_path / "card.json"
-    if content is not None:
-        whole = {"user_ptr": [0, 1], "item_index": [0], "ratings": [5.0], "timestamps": None, "item_tokens": ["i0"],
-                 "target_items": ["i0"], "dataset": "toy", "settings": {}, "hash": "0"}  # fmt: skip
-        change = json.loads(content) if content.startswith("{") and content != "{}" else None
-        path.write_text(content if change is None else json.dumps({**whole, **change}))
-    with pytest.raises(UserError, match=says) as raised:
-        PoisonCard.load(path)
-    assert "\n" not in str(raised.value)
-
-
 def test_a_card_gives_the_same_fakes_on_another_model(toy_config, card, tmp_path):
-    card.save(tmp_path / "card.json")
-    loaded = PoisonCard.load(tmp_path / "card.json")
+    card.save(tmp_path / "card")
+    loaded = PoisonCard.load(tmp_path / "card")
     matrices = []
     for model, keys in (("BPR", {}), ("MF", {}), ("SASRec", {"train_neg_sample_args": None})):
         train = split(toy_config(model, **keys), loaded).train
@@ -144,7 +84,7 @@ def test_the_fingerprint_of_a_plan_has_everything_that_it_depends_on():
         average(), average(n_fake_users=11), average(seed=4), average(target_mode="split"),
         average(target_items=["i3"]), average(n_fillers=7), average(n_targets=4), average(target_choice="popular"),
         average(target_seed=1),
-        average(knowledge="gray-box"), Poison(Random(), n_fake_users=10, n_fillers=6, seed=3),
+        average(knowledge="gray-box"), average(known_users=0.5), Poison(Random(), n_fake_users=10, n_fillers=6, seed=3),
     ]  # fmt: skip
     assert len({plan.fingerprint() for plan in plans}) == len(plans)
     assert average().fingerprint() == average().fingerprint()
@@ -168,6 +108,76 @@ def test_settings_name_the_attack_and_the_budget_in_counts(card):
     assert card.settings["n_fake_users"] == card.profiles.n_users == 10
     assert card.settings["n_fillers"] == 6
     assert card.settings["attack_args"] == dataclasses.asdict(Average())
+
+
+# --- known users ---------------------------------------------------------------------------------------------------
+
+
+def test_known_users_are_a_share_of_their_own_seed(train):
+    draws = [
+        draw_known_users(80, share, stage_rng(seed, "known users")) for share, seed in ((0.3, 1), (0.3, 1), (0.3, 2))
+    ]
+    assert np.array_equal(draws[0], draws[1]) and not np.array_equal(draws[0], draws[2])
+    assert len(draws[0]) == 24 and (np.diff(draws[0]) > 0).all() and draws[0][0] >= 0 and draws[0][-1] < 80
+    assert len(draw_known_users(80, 1e-9, stage_rng(1, "known users"))) == 1
+    assert draw_known_users(80, 1.0, stage_rng(1, "known users")) is None
+    for share in (0, -1, 1.1, float("nan")):
+        with pytest.raises(UserError, match=r"^known_users: expected a number in \(0, 1\]"):
+            average(known_users=share).plan(train)
+
+
+def test_the_view_has_the_rows_of_known_users_only(train):
+    known = np.array([3, 4, 70])
+    whole, part = attacker_view(train), attacker_view(train, known_users=known)
+    assert np.array_equal(part.ratings.toarray(), whole.ratings.toarray()[known])
+    assert part.n_users == 3 and part.n_items == whole.n_items
+    seen = np.isin(whole.log.users, known)
+    assert np.array_equal(known[part.log.users], whole.log.users[seen])
+    for name in ("items", "ratings", "timestamps"):
+        assert np.array_equal(getattr(part.log, name), getattr(whole.log, name)[seen])
+
+
+def test_known_users_without_rows_are_told(train):
+    with pytest.raises(UserError, match="known_users: expected users with training rows"):
+        attacker_view(train, known_users=np.array([], dtype=np.int64))
+
+
+def test_the_budget_counts_all_users_and_the_mean_profile_is_of_the_known_ones(train):
+    seen = {}
+
+    @dataclass(frozen=True)
+    class Looking(Average):
+        def __call__(self, view, target_items, budget, *, rng):
+            seen.update(view=view, budget=budget)
+            return super().__call__(view, target_items, budget, rng=rng)
+
+    card = Poison(Looking(), attack_size=0.1, known_users=0.3, n_targets=2).plan(train)
+    assert card.profiles.n_users == 8, "10 % of 80, not of 24"
+    assert seen["view"].n_users == 24
+    assert seen["budget"].n_fillers == seen["view"].ratings.nnz // 24
+
+
+@pytest.mark.parametrize("attack", ["Average", "Bandwagon", "CopyProfile"])
+def test_an_attack_cannot_depend_on_hidden_rows(toy_config, data_path, write_data, attack):
+    """Other ratings and times of the users that the attacker does not see: the same card, and that of the seen: not."""
+    keys = {"attack": attack, "known_users": 0.3, "n_fake_users": 5, "n_fillers": 6, "target_items": ["i3", "i40"]}
+    first = make_card(toy_config("BPR", **keys, cache_clean=False))
+    known = draw_known_users(80, 0.3, stage_rng(2020, "known users"))
+    names = clean_train_split(toy_config("BPR")).field2id_token["user_id"][1:][known]
+    header, *rows = [line.split("\t") for line in (data_path / "toy" / "toy.inter").read_text().splitlines()]
+    cards = []
+    for change_hidden in (True, False):
+        lines = [
+            [user, item, str(6 - int(rating)), str(int(time) + 5)]
+            if (user in names) != change_hidden
+            else [user, item, rating, time]
+            for user, item, rating, time in rows
+        ]
+        places = write_data("toy", inter=["\t".join(line) for line in (header, *lines)])
+        cards.append(make_card(toy_config("BPR", **keys, **places)))
+    assert cards[0].digest() == first.digest()
+    assert cards[0].settings["split_hash"] != first.settings["split_hash"], "the rows are others all the same"
+    assert cards[1].digest() != first.digest()
 
 
 # --- views ---------------------------------------------------------------------------------------------------------
