@@ -180,6 +180,9 @@ def render(result: dict[str, Any]) -> str:
     head = f"{result['dataset']}, protocol {result['protocol']}, seed {result['seed']}, "
     head += (f"{result['attack']}: {poison['n_fake_users']} fake users x {poison['n_fillers']} fillers, "
              if poison else "no attack, ")  # fmt: skip
+    keys = result["config"]
+    if keys.get("noise_ratio"):
+        head += f"noise: {keys['noise_kind']} in {keys['noise_ratio']:.4g} of the {keys['noise_unit']}, "
     head += f"targets {' '.join(result['target_items'])}"
     return f"{head}\n{tabulate(table, headers=['model', 'data', *names], disable_numparse=True)}"
 

@@ -27,10 +27,10 @@ def make_budget(
     if n_fake_users is None:
         if attack_size is None:
             raise UserError("attack_size: expected a fraction of the users (or n_fake_users, a count), got neither")
-        n_fake_users = max(1, _share(attack_size, view.n_users))
+        n_fake_users = max(1, share(attack_size, view.n_users))
     source = "" if n_fillers is not None else " (filler_size)" if filler_size is not None else " (the mean profile)"
     if n_fillers is None:
-        n_fillers = _share(filler_size, view.n_items) if filler_size is not None else view.ratings.nnz // view.n_users
+        n_fillers = share(filler_size, view.n_items) if filler_size is not None else view.ratings.nnz // view.n_users
     longest = n_targets if target_mode == "all" else -(-n_targets // min(n_fake_users, n_targets))
     if n_fillers + longest > view.n_items:
         raise UserError(
@@ -40,6 +40,6 @@ def make_budget(
     return Budget(n_fake_users=n_fake_users, n_fillers=n_fillers, target_mode=target_mode)
 
 
-def _share(fraction: float, whole: int) -> int:
+def share(fraction: float, whole: int) -> int:
     """``fraction * whole`` rounded down, where 0.29 of 100 is 29 (in floats it is 28.999999999999996)."""
     return int(fraction * whole + 1e-9)

@@ -21,6 +21,7 @@ from recbole_robust.randomness import stage_rng
 from recbole_robust.types import Attack, AttackerView, FakeProfiles, Knowledge, TargetMode, UserError
 
 SCHEMA_VERSION = 1
+CHOICE_KEYS = ("target_items", "n_targets", "target_choice", "target_seed", "target_sets")  # of targets
 LARGEST = float(np.finfo(np.float64).max)
 
 
@@ -198,7 +199,9 @@ def with_item_ids(attack: Attack, train) -> Attack:
 
 
 def targets_of(settings, train) -> list[str]:
-    """The target tokens that ``settings`` (a :class:`Poison` or a Config) ask for on a training split."""
+    """The target tokens that ``settings`` (a :class:`PoisonCard`, a :class:`Poison` or a Config) ask for on a split."""
+    if isinstance(settings, PoisonCard):
+        return settings.target_items
     seed = settings.target_seed if settings.target_seed is not None else settings.seed
     return choose_targets(
         settings.target_items,
