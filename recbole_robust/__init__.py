@@ -2,7 +2,7 @@
 
 from recbole_robust import compat
 from recbole_robust.attacks import Average, Bandwagon, CopyProfile, LoveHate, Random, Segment
-from recbole_robust.data import AttackedDataset, Poison, PoisonCard
+from recbole_robust.data import AttackedDataset, InteractionNoise, Poison, PoisonCard
 from recbole_robust.evaluation import register_metrics
 from recbole_robust.types import AttackerView, Budget, DefenderView, FakeProfiles, Outcome, UserError
 
@@ -20,6 +20,7 @@ __all__ = [
     "CopyProfile",
     "DefenderView",
     "FakeProfiles",
+    "InteractionNoise",
     "LoveHate",
     "Outcome",
     "Poison",

@@ -220,6 +220,9 @@ def render(result: dict[str, Any]) -> str:
         head += f"{result['attack']}: {poison['n_fake_users']} fake users{fillers}, "
     else:
         head += "no attack, "
+    keys = result["config"]
+    if keys.get("noise_ratio"):
+        head += f"noise: {keys['noise_kind']} in {keys['noise_ratio']:.4g} of the {keys['noise_unit']}, "
     head += f"targets {' '.join(result['target_items'])}"
     return f"{head}\n{tabulate(table, headers=['model', 'data', *names], disable_numparse=True)}"
 

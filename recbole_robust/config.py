@@ -54,6 +54,8 @@ POISON_KEYS = (
 )  # fmt: skip
 DRAW_KEYS = ("n_targets", "target_choice", "target_seed")
 TARGET_KEYS = ("target_items", *DRAW_KEYS, "target_hr_denominator")
+# Keys of the noise: part of a run's identity only where there is noise.
+NOISE_KEYS = {f"noise_{name}" for name in ("ratio", "unit", "kind", "strength", "by", "scope")}
 MERGED_KEYS = ("attack_args", "defense_args")  # mappings that are merged key by key instead of replaced
 COUNT_OF = {"attack_size": "n_fake_users", "filler_size": "n_fillers"}  # a fraction, and the count that says the same
 NONE_KEYS = ("attack", "defense", "preset", "base_model", "poison", "heldout_file")  # "none" and "" mean no value here
@@ -283,12 +285,15 @@ class Config(RecBoleConfig):
         for kind in ("attack", "defense"):
             if final[kind] is None and final[f"{kind}_args"]:
                 logger.warning("%s_args without %s: ignored", kind, kind)
+        sequential = final["MODEL_TYPE"] == ModelType.SEQUENTIAL
+        if final["noise_ratio"] and final["noise_kind"] == "swap" and not sequential:
+            raise UserError(f"noise_kind: expected replace, insert or drop, since {self.model} sees no order, got swap")
         split, order = final["eval_args"].get("split"), final["eval_args"].get("order")
         if final["tune"] and split != {"LS": "test_only"}:
             raise UserError(f"tune: expected eval_args.split {{'LS': 'test_only'}}, got {split}")
         if final["heldout_file"] and "LS" not in (split or {}):
             raise UserError(f"heldout_file: expected eval_args.split {{'LS': ...}}, got {split}")
-        if final["MODEL_TYPE"] == ModelType.SEQUENTIAL and order not in (None, "TO"):
+        if sequential and order not in (None, "TO"):
             raise UserError(f"eval_args.order: expected TO for the sequential model {self.model}, got {order}")
 
     def _set_default_parameters(self) -> None:
@@ -393,7 +398,8 @@ class Config(RecBoleConfig):
 
     def resolved(self) -> dict[str, Any]:
         """Every key that can change a result, as JSON values."""
-        keys = sorted(k for k in self.final_config_dict if k not in DISPLAY_KEYS)
+        idle = DISPLAY_KEYS if self["noise_ratio"] else DISPLAY_KEYS | NOISE_KEYS
+        keys = sorted(k for k in self.final_config_dict if k not in idle)
         return {key: _jsonable(self.final_config_dict[key]) for key in keys}
 
     def key(self, without: Iterable[str] = ()) -> str:

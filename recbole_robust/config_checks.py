@@ -234,6 +234,12 @@ CHECKS: dict[str, Check] = {
     "target_hr_denominator": one_of("eligible", "all"),
     "target_sets": ("a mapping of data sets to names to lists of item tokens", lambda v: isinstance(v, Mapping) and all(
         isinstance(sets, Mapping) and all(list_of(TOKEN)(items) for items in sets.values()) for sets in v.values())),
+    "noise_ratio": number(0, 1),
+    "noise_unit": one_of("users", "interactions"),
+    "noise_kind": one_of("replace", "insert", "drop", "swap"),
+    "noise_strength": number(0, 1, open_low=True),
+    "noise_by": one_of("uniform", "popularity"),
+    "noise_scope": one_of("train", "histories"),
     "baseline": TEXT,
     "base_model": TEXT,
     "tune": FLAG,

@@ -146,7 +146,8 @@ def _fit_or_reuse(config: Config, trained: Trained, train_data, valid_data, cach
 def _clean_path(config: Config) -> str:
     """Where the weights of a clean training are kept: its key has nothing of the attack, nor of what is measured."""
     measured = ["rating_metrics", "always_metrics", "baseline"]
-    if not any(str(metric).lower().startswith("target") for metric in [config["valid_metric"], *config["metrics"]]):
+    ranks_targets = any(str(m).lower().startswith("target") for m in [config["valid_metric"], *config["metrics"]])
+    if not ranks_targets and not config["noise_ratio"]:  # noise leaves the targets alone: others, other noise
         measured += [*TARGET_KEYS, "target_sets"]
     key = config.key(without=[*POISON_KEYS, *measured])
     version = "-".join([data_digest(config), recbole_robust.__version__, torch.__version__])

@@ -26,6 +26,7 @@ SIBLINGS_MAY_MEET = (3, 4, 5)  # the files of these layers may import one anothe
 TOP_LEVEL_MAY_IMPORT = 2  # __init__.py offers what stands up to here
 WITHOUT = {  # unit: packages that neither it nor what it imports from us may import
     "attacks": ("recbole",),
+    "scores": ("torch", "recbole"),
     "statistics": ("torch", "recbole"),
     "report": ("torch", "recbole"),
     "report_tables": ("torch", "recbole"),

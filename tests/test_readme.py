@@ -140,6 +140,14 @@ def test_grid_expands(tmp_path):
     assert len(cells) == 2 * 2 * 3 and {cell.method for cell in cells} == {"MF", "MF, decay 1e-4"}
 
 
+def test_noise_grid_expands(tmp_path):
+    path = tmp_path / "noise.yaml"
+    path.write_text(block((REPOSITORY / "docs" / "config.md").read_text(encoding="utf-8"), "yaml", "name: noise"))
+    cells = expand(load_grid(path))
+    assert len(cells) == 3 * 5
+    assert {Config(config_dict=dict(cell.keys))["noise_ratio"] for cell in cells} == {0.0, 0.2, 0.5}
+
+
 def test_an_attack_is_added_as_the_page_says(tmp_path):
     """A copy of the project, with the page's blocks written to the files that they name: its test passes, it runs."""
     for name in ("recbole_robust", "properties", "tests"):

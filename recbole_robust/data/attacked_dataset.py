@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import os
 import shutil
@@ -22,7 +23,9 @@ from recbole_robust.data.card import PoisonCard
 from recbole_robust.data.heldout import heldout_split
 from recbole_robust.data.injection import add_fake_users, append_rows, fake_interactions
 from recbole_robust.data.leave_one_out import HELD_OUT, leave_one_out_rows, take_rows
-from recbole_robust.data.poison import Poison
+from recbole_robust.data.noise import InteractionNoise
+from recbole_robust.data.noisy_split import NoiseFlags, add_noise
+from recbole_robust.data.poison import CHOICE_KEYS, Poison, targets_of
 from recbole_robust.data.views import RawLog, rating_grid
 from recbole_robust.randomness import global_state_kept
 from recbole_robust.types import FakeProfiles, UserError
@@ -43,7 +46,7 @@ else:
 
 
 class AttackedMixin(PandasSafeDataset, _Base):
-    """Overrides of RecBole's ``Dataset``: remember the raw ratings, split as told, poison the training split.
+    """Overrides of RecBole's ``Dataset``: remember the raw ratings, split as told, then noise and poison for training.
 
     Attributes:
         raw_log: ratings and times as in the file (RecBole may normalise or drop the columns).
@@ -51,18 +54,24 @@ class AttackedMixin(PandasSafeDataset, _Base):
         n_fake_users, n_genuine_rows: of this split. Valid and test splits have no fake rows.
         card: the poison that was injected, or None.
         profiles: its fake profiles with 0-based item ids, or None.
+        noise_flags: which rows of this split are noise, or None; for evaluation only.
+        counts_before_noise: item counts of the training split without noise, or None where it has none.
     """
 
     n_fake_users = 0
     n_genuine_rows = 0
     card: PoisonCard | None = None
     profiles: FakeProfiles | None = None
+    noise_flags: NoiseFlags | None = None
+    counts_before_noise: np.ndarray | None = None
     base_cls: type
     time_field: str | None
 
-    def __init__(self, config, poison: Poison | PoisonCard | None = None) -> None:
-        self.poison = poison
-        config["poison_hash"] = poison.fingerprint() if poison is not None else None
+    def __init__(
+        self, config, poison: Poison | PoisonCard | None = None, noise: InteractionNoise | None = None
+    ) -> None:
+        self.config, self.poison, self.noise = config, poison, noise
+        config["poison_hash"] = self.fingerprint() or None
         self._hidden: list[str | None] = []
         self._raw_columns: list[str] = []
         self._spans: dict[str, tuple[float, float]] = {}
@@ -244,13 +253,28 @@ class AttackedMixin(PandasSafeDataset, _Base):
             return super().leave_one_out(group_by, leave_one_mode)  # RecBole says what is wrong
         return take_rows(self, leave_one_out_rows(self.inter_feat[group_by].numpy(), leave_one_mode))
 
-    def build(self):
-        """RecBole's split; then the poison is planned on the training split, or replayed, and appended to it.
+    def fingerprint(self) -> str:
+        """What a cache of these data is compared by: noise and poison, and the targets, which noise leaves alone."""
+        parts = [self.noise.fingerprint()] if self.noise is not None else []
+        if self.poison is not None:
+            parts.append(self.poison.fingerprint())
+        elif self.noise is not None:
+            targets = repr([self.config[key] for key in CHOICE_KEYS])
+            parts.append(hashlib.sha256(targets.encode()).hexdigest()[:12])
+        return "-".join(parts)
 
-        The global random state afterwards is that of the clean split, whatever the attack has drawn.
+    def build(self):
+        """RecBole's split; then noise in the training split; then the poison, planned on that or replayed, is appended.
+
+        The global random state afterwards is that of the clean split, whatever noise and attack have drawn.
         """
         self._check_ratings()
         splits = super().build()
+        if self.noise is not None:
+            settings = self.poison or self.config
+            names_targets = self.poison is not None or self.config["n_targets"]  # RecBole's own Config has no such key
+            with global_state_kept():
+                add_noise(self.noise, splits, targets_of(settings, splits[0]) if names_targets else [])
         splits[0].n_genuine_rows = len(splits[0].inter_feat)
         if self.poison is not None:
             with global_state_kept():
@@ -294,10 +318,11 @@ def _restore(base_cls):
 
 @functools.cache
 def AttackedDataset(base_cls: type) -> type:
-    """The attacked form of a RecBole data set class: call it with ``(config, poison)``.
+    """The attacked form of a RecBole data set class: call it with ``(config, poison, noise)``.
 
     ``poison`` is a :class:`Poison` (attack, targets, budget), a :class:`PoisonCard` to replay, or None for the clean
     data. Valid and test rows, item ids and the genuine prefix of the training rows are those of the clean run.
+    ``noise`` is an :class:`InteractionNoise` or None; the attacker sees the noisy training rows, as he would.
 
     Example::
 

@@ -86,12 +86,12 @@ def fake_interactions(train, profiles: FakeProfiles, seed: int) -> Interaction:
 def append_rows(train, rows: Interaction, seed: int) -> None:
     """Append rows to a training split; a sequential one is augmented first (one row a prefix)."""
     if hasattr(train, "data_augmentation"):
-        rows = _augmented(train, rows, seed)
+        rows = augmented(train, rows, seed)
     genuine = train.inter_feat
     train.inter_feat = Interaction({name: torch.cat([genuine[name], rows[name]]) for name in genuine.columns})
 
 
-def _augmented(train, rows: Interaction, seed: int) -> Interaction:
+def augmented(train, rows: Interaction, seed: int) -> Interaction:
     """The rows that RecBole's own augmentation makes of some users' histories, lists as long as those of ``train``.
 
     Data without times (ready-made sequences may have none) keep the order of the profile.

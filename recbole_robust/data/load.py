@@ -21,6 +21,7 @@ from recbole.utils.argument_list import dataset_arguments
 from recbole_robust.data.attacked_dataset import AttackedDataset
 from recbole_robust.data.card import PoisonCard
 from recbole_robust.data.loaders import use_fast_loader
+from recbole_robust.data.noise import InteractionNoise
 from recbole_robust.data.poison import Poison
 from recbole_robust.types import UserError
 
@@ -66,6 +67,7 @@ def create_dataset(config, poison: Poison | PoisonCard | None = None):
     """The data set of a configuration, filtered and with ids, not yet split.
 
     The data set read last is kept in memory: a second run on the same data copies it instead of reading it again.
+    Noise and poison are not in it: they come with the split.
     """
     cls, digest = dataset_class(config), data_digest(config)
     names = [name for name in [*dataset_arguments, *_OWN_ARGUMENTS] if name not in _AFTER_READING]
@@ -84,8 +86,8 @@ def create_dataset(config, poison: Poison | PoisonCard | None = None):
     dataset = copy.deepcopy(original, {id(original.config): config})
     if config["save_dataset"] and unsaved:
         dataset.save()
-    dataset.poison = poison
-    config["poison_hash"] = digest if poison is None else f"{digest}-{poison.fingerprint()}"
+    dataset.poison, dataset.noise = poison, InteractionNoise.from_config(config)
+    config["poison_hash"] = "-".join(filter(None, [digest, dataset.fingerprint()]))
     return dataset
 
 

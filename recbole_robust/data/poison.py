@@ -18,6 +18,8 @@ from recbole_robust.data.views import attacker_view, draw_known_users, genuine_d
 from recbole_robust.randomness import stage_rng
 from recbole_robust.types import Attack, AttackerView, Budget, IntArray, Knowledge, TargetMode, UserError
 
+CHOICE_KEYS = ("target_items", "n_targets", "target_choice", "target_seed", "target_sets")  # of targets
+
 
 @dataclass(frozen=True)
 class Poison:
@@ -154,7 +156,9 @@ def with_item_ids(attack: Attack, train) -> Attack:
 
 
 def targets_of(settings, train) -> list[str]:
-    """The target tokens that ``settings`` (a :class:`Poison` or a Config) ask for on a training split."""
+    """The target tokens that ``settings`` (a :class:`PoisonCard`, a :class:`Poison` or a Config) ask for on a split."""
+    if isinstance(settings, PoisonCard):
+        return settings.target_items
     seed = settings.target_seed if settings.target_seed is not None else settings.seed
     return choose_targets(
         settings.target_items,

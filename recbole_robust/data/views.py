@@ -65,7 +65,9 @@ def _genuine_pairs(train) -> tuple[IntArray, IntArray]:
 
 
 def genuine_item_counts(train) -> IntArray:
-    """Genuine users of each item in a training split, in RecBole ids. Shape: ``(n_items,)``."""
+    """Genuine users of each item in a training split (before any noise), in RecBole ids. Shape: ``(n_items,)``."""
+    if train.counts_before_noise is not None:
+        return train.counts_before_noise
     return np.bincount(_genuine_pairs(train)[1], minlength=train.item_num)
 
 

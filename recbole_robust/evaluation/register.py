@@ -112,13 +112,18 @@ def _n_fake(train) -> int:
 
 
 def tail_items(train, tail_share: float = 0.8) -> Tensor:
-    """All items but the most rated ``1 - tail_share``, by genuine training rows. Shape: ``(n_items,)``, bool.
+    """All items but the most rated ``1 - tail_share``, by genuine training rows without noise.
+
+    Shape: ``(n_items,)``, bool.
 
     The padding item is in neither part; among equally rated items the lower id counts as more popular.
     """
-    pairs = train.inter_matrix(form="coo")
-    genuine = pairs.row < train.user_num - _n_fake(train)
-    counts = np.bincount(pairs.col[genuine], minlength=train.item_num)[1:]
+    counts = getattr(train, "counts_before_noise", None)
+    if counts is None:
+        pairs = train.inter_matrix(form="coo")
+        genuine = pairs.row < train.user_num - _n_fake(train)
+        counts = np.bincount(pairs.col[genuine], minlength=train.item_num)
+    counts = counts[1:]
     n_head = round((1 - tail_share) * len(counts))
     is_tail = torch.ones(train.item_num, dtype=torch.bool)
     is_tail[1 + torch.from_numpy(np.argsort(-counts, kind="stable")[:n_head].copy())] = False
