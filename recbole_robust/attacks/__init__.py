@@ -11,8 +11,12 @@ Heuristic attacks, by where the fillers come from:
 from recbole_robust.attacks.average import Average
 from recbole_robust.attacks.bandwagon import Bandwagon
 from recbole_robust.attacks.copy_profile import CopyProfile
+from recbole_robust.attacks.dada import DADA
 from recbole_robust.attacks.love_hate import LoveHate
+from recbole_robust.attacks.pga import PGA
 from recbole_robust.attacks.random import Random
+from recbole_robust.attacks.rev_adv import RevAdv
 from recbole_robust.attacks.segment import Segment
+from recbole_robust.attacks.tna import TNA
 
-__all__ = ["Average", "Bandwagon", "CopyProfile", "LoveHate", "Random", "Segment"]
+__all__ = ["DADA", "PGA", "TNA", "Average", "Bandwagon", "CopyProfile", "LoveHate", "Random", "RevAdv", "Segment"]

@@ -54,7 +54,7 @@ class CopyProfile:
         self, view: AttackerView, target_items: ArrayLike, budget: Budget, *, rng: np.random.Generator
     ) -> FakeProfiles:
         targets = check_request(self, view, target_items, budget)
-        positions = _choose_ratings(view, targets, budget, rng)
+        positions = choose_ratings(view, targets, budget, rng)
         items = view.ratings.indices[positions].astype(np.int64)
         if self.ratings == "copy":
             ratings = discretise(view.ratings.data[positions], view)
@@ -63,7 +63,7 @@ class CopyProfile:
         return build_profiles(view, targets, budget, items, ratings, intent=self.intent).check(view)
 
 
-def _choose_ratings(view: AttackerView, targets: IntArray, budget: Budget, rng: np.random.Generator) -> IntArray:
+def choose_ratings(view: AttackerView, targets: IntArray, budget: Budget, rng: np.random.Generator) -> IntArray:
     """Choose which genuine ratings each fake copies, as positions in the view's data.
 
     Returns:
