@@ -19,7 +19,7 @@ report     render the cells of a folder as Markdown
 
   -m, --model        MF, DampedMean, Pop, PurifyAugMF or any RecBole model
   -d, --dataset      ml-100k (ships with RecBole), ml-1m, or a folder in data_path (dataset/)
-  --attack           Random, Average, Bandwagon, Segment, LoveHate, CopyProfile; none: a clean run
+  --attack           Random, Average, Bandwagon, Segment, LoveHate, CopyProfile, AUSH; none: a clean run
   --config_files     YAML files, separated by blanks
   --help, --version
 

@@ -6,8 +6,13 @@ Heuristic attacks, by where the fillers come from:
   and :class:`LoveHate` (at the other end of the scale);
 - suggested by the data: :class:`Bandwagon` (popular items), :class:`Segment` (what the users of one taste rate) and
   :class:`CopyProfile` (what one real user rates).
+
+Attacks that learn:
+
+- :class:`AUSH` (a real user's fillers and ratings, and popular items that a GAN rates).
 """
 
+from recbole_robust.attacks.aush import AUSH
 from recbole_robust.attacks.average import Average
 from recbole_robust.attacks.bandwagon import Bandwagon
 from recbole_robust.attacks.copy_profile import CopyProfile
@@ -15,4 +20,4 @@ from recbole_robust.attacks.love_hate import LoveHate
 from recbole_robust.attacks.random import Random
 from recbole_robust.attacks.segment import Segment
 
-__all__ = ["Average", "Bandwagon", "CopyProfile", "LoveHate", "Random", "Segment"]
+__all__ = ["AUSH", "Average", "Bandwagon", "CopyProfile", "LoveHate", "Random", "Segment"]
