@@ -25,10 +25,10 @@ from recbole_robust.attacks.profiles import (
     check_request,
     count_rated,
     discretise,
-    item_ids,
     most_rated,
-    require,
+    named_items,
     require_choice,
+    require_items,
     require_number,
 )
 from recbole_robust.attacks.templates import copy_ratings, template_users
@@ -57,8 +57,8 @@ class AUSH:
     Selected items count as fillers, as in Segment, so that the budget equals that of the other attacks. All targets
     share them. Where no user is long enough, fakes are topped up as in CopyProfile. Data with one rating train nothing:
     all is that rating. Generated ratings are put on the data set's grid; the authors' code writes fractions. Known
-    slips of published codes: selected ratings trained 5 too high and cut to 1 (Leg-UP, recad), a generator without a
-    gradient (recad), one with a single unit before its output (the authors').
+    slips of published codes: 5 added to the selected ratings in training, so that they end at 1 (Leg-UP, recad), a
+    generator without a gradient (recad), one with a single unit before its output (the authors').
 
     Args:
         intent: ``push`` rates the targets highest, ``nuke`` lowest; the rest stays. (Default: ``push``)
@@ -94,10 +94,7 @@ class AUSH:
 
     def __post_init__(self) -> None:
         require_choice("intent", self.intent, Intent)
-        if self.selected_items is not None:
-            is_list = isinstance(self.selected_items, tuple | list | np.ndarray) and len(self.selected_items) > 0
-            require(is_list, "selected_items", "a list of items, or nothing", self.selected_items)
-            object.__setattr__(self, "selected_items", tuple(self.selected_items))  # YAML gives lists: keep it hashable
+        object.__setattr__(self, "selected_items", require_items("selected_items", self.selected_items))
         require_number("n_selected", self.n_selected, 1, N_POPULAR, integer=True)
         require_choice("filler_sampling", self.filler_sampling, FillerSampling)
         for key in ("epochs", "generator_size", "discriminator_size"):
@@ -115,7 +112,10 @@ class AUSH:
         n_selected = self.n_selected if self.selected_items is None else len(self.selected_items)
         if n_selected > budget.n_fillers:
             raise UserError(f"n_fillers: expected at least the {n_selected} selected items, got {budget.n_fillers}")
-        selected = self._selected(view, targets, rng)
+        if self.selected_items is None:
+            selected = choose_selected_items(view, targets, self.n_selected, rng)
+        else:
+            selected = named_items("selected_items", self.selected_items, targets, view.n_items)
         excluded = np.concatenate([selected, targets])
         n_copied = budget.n_fillers - n_selected
         templates = template_users(view, excluded, n_copied)
@@ -128,14 +128,6 @@ class AUSH:
         items = np.hstack([np.broadcast_to(selected, generated.shape), items])
         ratings = np.hstack([discretise(generated, view), ratings])
         return build_profiles(view, targets, budget, items, ratings, intent=self.intent).check(view)
-
-    def _selected(self, view: AttackerView, targets: IntArray, rng: np.random.Generator) -> IntArray:
-        if self.selected_items is None:
-            return choose_selected_items(view, targets, self.n_selected, rng)
-        selected = item_ids("attack_args.selected_items", self.selected_items, view.n_items)
-        shared = np.intersect1d(selected, targets).tolist()
-        require(not shared, "selected_items", "no target item among them", shared)
-        return selected
 
     def _filler_weights(self, view: AttackerView) -> FloatArray | None:
         if self.filler_sampling == "uniform":
@@ -191,14 +183,14 @@ def choose_selected_items(view: AttackerView, targets: IntArray, n_selected: int
     """
     popular = most_rated(view, N_POPULAR, excluded=targets)
     threshold = min(view.rating_mean, (view.rating_min + view.rating_max) / 2)
-    is_liked = csr_matrix(
-        (view.ratings.data >= threshold, view.ratings.indices, view.ratings.indptr), view.ratings.shape
-    )
+    data = view.ratings
+    is_liked = csr_matrix((data.data >= threshold, data.indices, data.indptr), data.shape)
     likes = is_liked[count_rated(view, targets) < len(targets)][:, popular].toarray()
-    patterns, n_users = np.unique(likes, axis=0, return_counts=True)  # many users like the same of the popular items
+    majority = n_selected // 2 + 1
+    likes = likes[likes.sum(axis=1) >= majority]  # the others count for no set
     sets = rng.permutation(list(combinations(range(len(popular)), n_selected)))
-    for n_least in (n_selected, n_selected // 2 + 1):
+    for n_least in (n_selected, majority):
         for chosen in sets:
-            if n_users[patterns[:, chosen].sum(axis=1) >= n_least].sum() >= N_TARGET_USERS:
+            if np.count_nonzero(likes[:, chosen].sum(axis=1) >= n_least) >= N_TARGET_USERS:
                 return np.sort(popular[chosen])
     return np.sort(popular[:n_selected])

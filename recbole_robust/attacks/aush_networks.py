@@ -1,4 +1,4 @@
-"""The two networks of AUSH and their training (Lin et al., CIKM 2020, section 4; defaults from the authors' code).
+"""The two networks of AUSH and their training (Lin et al., CIKM 2020; constants from the authors' code).
 
 Profiles are sparse: the first layer is a sum of one weight row a rating, and only the rows that a batch holds are
 trained, so that the size of the catalogue costs nothing. Ratings are divided by the highest one. Weights, order and
@@ -41,27 +41,25 @@ def one_thread() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Fillers:
-    """The fillers of a batch of profiles.
+    """The fillers of a batch of profiles: a sparse matrix without the columns of items that none has.
 
-    Shape: ``items`` (the distinct ones) is ``(n_distinct,)``; ``index`` (into ``items``) and ``ratings`` (over the
-    highest) are ``(n_ratings,)``, profile by profile; ``starts`` is ``(B,)``.
+    Shape: ``items`` (of the columns, ascending) is ``(n_distinct,)``; ``ratings`` (over the highest) is
+    ``(B, n_distinct)``.
     """
 
-    items: Tensor
-    index: Tensor
-    ratings: Tensor
-    starts: Tensor
+    items: IntArray
+    ratings: csr_matrix
 
     @classmethod
     def of(cls, items: IntArray, ratings: FloatArray, lengths: IntArray, n_items: int) -> Fillers:
         """From item ids and ratings profile by profile; ``lengths`` is the number of each profile's."""
-        place = np.zeros(n_items, dtype=np.int64)
-        place[items] = 1
-        distinct = np.flatnonzero(place)
-        place[distinct] = np.arange(len(distinct))
-        starts = np.cumsum(lengths) - lengths
-        arrays = distinct, place[items], ratings.astype(np.float32), starts
-        return cls(*(torch.from_numpy(array) for array in arrays))
+        column = np.zeros(n_items, dtype=np.int32)
+        column[items] = 1
+        distinct = np.flatnonzero(column)
+        column[distinct] = np.arange(len(distinct))
+        ptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        shape = (len(lengths), len(distinct))
+        return cls(distinct, csr_matrix((ratings.astype(np.float32), column[items], ptr), shape))
 
 
 class Network:
@@ -86,8 +84,8 @@ class Network:
             return torch.from_numpy(rng.uniform(-bound, bound, shape).astype(np.float32))
 
         xavier = (6 / (n_items + n_selected + sizes[0])) ** 0.5
-        self.table = uniform(xavier, n_items, sizes[0])
-        self.table_moments = torch.zeros_like(self.table), torch.zeros_like(self.table)
+        self.table = uniform(xavier, n_items, sizes[0]).numpy()
+        self.table_moments = np.zeros_like(self.table), np.zeros_like(self.table)
         self.selected = uniform(xavier, n_selected, sizes[0])
         self.layers = [uniform((6 / (n + m)) ** 0.5, n, m) for n, m in pairwise(sizes)]
         self.biases = [uniform(0.01, size) for size in sizes]
@@ -101,11 +99,9 @@ class Network:
 
     def read(self, fillers: Fillers) -> Tensor:
         """The first layer's sums over the fillers. Shape: ``(B, sizes[0])``."""
-        index, weights = fillers.items[fillers.index], self.table
-        if torch.is_grad_enabled():
-            self.rows, self.row_weights = fillers.items, self.table.index_select(0, fillers.items).requires_grad_()
-            index, weights = fillers.index, self.row_weights
-        return F.embedding_bag(index, weights, fillers.starts, mode="sum", per_sample_weights=fillers.ratings)
+        self.fillers = fillers
+        self.sums = torch.from_numpy(fillers.ratings @ self.table.take(fillers.items, axis=0)).requires_grad_()
+        return self.sums
 
     def finish(self, sums: Tensor, selected: Tensor | None = None) -> Tensor:
         """All that follows :meth:`read`. Shape: ``(B, sizes[0])``, ``(B, n_selected)`` -> ``(B, sizes[-1])``."""
@@ -118,14 +114,15 @@ class Network:
 
     def step(self, loss: Tensor) -> None:
         """One step of Adam on the dense parameters and on the rows of the table that :meth:`read` used last."""
-        row_gradient, *gradients = torch.autograd.grad(loss, [self.row_weights, *self.parameters])
+        sums_gradient, *gradients = torch.autograd.grad(loss, [self.sums, *self.parameters])
         self.n_steps += 1
         self._adam(self.dense, torch.cat([gradient.flatten() for gradient in gradients]), *self.dense_moments)
-        weights = self.row_weights.detach()
-        mean, square = (moment.index_select(0, self.rows) for moment in self.table_moments)
-        self._adam(weights, row_gradient, mean, square)
-        for table, rows in zip((self.table, *self.table_moments), (weights, mean, square), strict=True):
-            table.index_copy_(0, self.rows, rows)
+        items, arrays = self.fillers.items, (self.table, *self.table_moments)
+        row_gradient = torch.from_numpy(self.fillers.ratings.T @ sums_gradient.numpy())
+        weights, *moments = (torch.from_numpy(array.take(items, axis=0)) for array in arrays)
+        self._adam(weights, row_gradient, *moments)
+        for array, rows in zip(arrays, (weights, *moments), strict=True):
+            array[items] = rows.numpy()
 
     def _adam(self, weights: Tensor, gradient: Tensor, mean: Tensor, square: Tensor) -> None:
         """Change weights and moments in place (Kingma & Ba, ICLR 2015, in the order of the end of its section 2)."""
@@ -217,7 +214,7 @@ class Templates:
 
 
 def generator_losses(fakes: Tensor, real: Tensor, is_wanted: Tensor, logits: Tensor) -> Tensor:
-    """Adversarial, shilling and reconstruction loss of a batch, in this order (the paper's section 4.3).
+    """Adversarial, shilling and reconstruction loss of a batch, in this order.
 
     Adversarial: the cross-entropy of passing for real. Shilling: the squared distance of the selected ratings from the
     highest one, a mean. Reconstruction: that from the template's own ratings, a sum over the selected items.
@@ -252,7 +249,7 @@ def train(
     Returns:
         Mean losses of each epoch: the generator's three, then the discriminator's. Shape: ``(epochs, 4)``.
     """
-    weights = torch.tensor(loss_weights, device="cpu")
+    weights = torch.tensor(loss_weights, dtype=torch.float32, device="cpu")
     history = np.zeros((epochs, 4))
     for epoch in range(epochs):
         for batch, fillers in templates.batches(DISCRIMINATOR_BATCH, rng):
@@ -260,7 +257,8 @@ def train(
                 fakes = generate(generator, fillers)
             sums = discriminator.read(fillers)  # a profile and its fake have the same fillers
             logits = discriminator.finish(sums.repeat(2, 1), torch.cat([templates.selected[batch], fakes]))
-            loss = F.softplus(-logits[: len(batch)]).mean() + F.softplus(logits[len(batch) :]).mean()
+            labels = torch.cat([torch.ones_like(fakes[:, :1]), torch.zeros_like(fakes[:, :1])])
+            loss = 2 * F.binary_cross_entropy_with_logits(logits, labels)  # the mean of the real and that of the fakes
             discriminator.step(loss)
             history[epoch, 3] += loss.item() * len(batch)
         for batch, fillers in templates.batches(GENERATOR_BATCH, rng):

@@ -12,7 +12,7 @@ import torch
 import yaml
 from scipy import sparse, stats
 
-from recbole_robust.attacks import Average, Bandwagon, CopyProfile, LoveHate, Random, Segment
+from recbole_robust.attacks import AUSH, Average, Bandwagon, CopyProfile, LoveHate, Random, Segment
 from recbole_robust.types import TARGET_MODES, AttackerView, Budget, FakeProfiles, UserError
 
 ATTACKS = [
@@ -26,6 +26,8 @@ ATTACKS = [
     LoveHate(),
     CopyProfile(),
     CopyProfile(ratings="copy"),
+    AUSH(epochs=2, generator_size=16, discriminator_size=16),
+    AUSH(epochs=2, generator_size=16, discriminator_size=16, selected_items=(4, 9), filler_sampling="popularity"),
 ]
 TARGETS = np.array([0, 30, 59])  # the most popular item, a common one, one with a single rating
 BUDGET = Budget(n_fake_users=17, n_fillers=12)
@@ -86,8 +88,8 @@ def test_the_longest_profile_rates_everything(attack, view):
 
 @each_attack
 def test_profiles_may_be_targets_alone(attack, view):
-    if isinstance(attack, Segment):
-        pytest.skip("its segment counts as fillers")
+    if isinstance(attack, Segment | AUSH):
+        pytest.skip("its segment or selected items count as fillers")
     fakes = run(attack, view, Budget(4, 0, "round_robin"))
     np.testing.assert_array_equal(fakes.item_ids, [0, 30, 59, 0])
 
