@@ -21,7 +21,7 @@ def test_expanded_rows_are_slices(lengths, data):
 
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 9), min_size=1, max_size=300), st.booleans())
 def test_choice_is_that_of_the_smallest_keys(seed, lengths, weighted):
-    """One row at a time: sort its entries by key, keep the first. Over 255 rows the sort has wider integers."""
+    """One row at a time: sort its entries by key, keep the first."""
     rows = np.repeat(np.arange(len(lengths)), lengths)
     n_wanted = np.random.default_rng(seed + 1).integers(0, 8, len(lengths))
     weights = np.arange(1.0, len(rows) + 1) if weighted else None
