@@ -99,8 +99,8 @@ class Network:
 
     def read(self, fillers: Fillers) -> Tensor:
         """The first layer's sums over the fillers. Shape: ``(B, sizes[0])``."""
-        self.fillers = fillers
-        self.sums = torch.from_numpy(fillers.ratings @ self.table.take(fillers.items, axis=0)).requires_grad_()
+        self.fillers, self.rows = fillers, self.table.take(fillers.items, axis=0)
+        self.sums = torch.from_numpy(fillers.ratings @ self.rows).requires_grad_()
         return self.sums
 
     def finish(self, sums: Tensor, selected: Tensor | None = None) -> Tensor:
@@ -117,12 +117,11 @@ class Network:
         sums_gradient, *gradients = torch.autograd.grad(loss, [self.sums, *self.parameters])
         self.n_steps += 1
         self._adam(self.dense, torch.cat([gradient.flatten() for gradient in gradients]), *self.dense_moments)
-        items, arrays = self.fillers.items, (self.table, *self.table_moments)
-        row_gradient = torch.from_numpy(self.fillers.ratings.T @ sums_gradient.numpy())
-        weights, *moments = (torch.from_numpy(array.take(items, axis=0)) for array in arrays)
-        self._adam(weights, row_gradient, *moments)
-        for array, rows in zip(arrays, (weights, *moments), strict=True):
-            array[items] = rows.numpy()
+        row_gradient = self.fillers.ratings.T @ sums_gradient.numpy()
+        moments = [moment.take(self.fillers.items, axis=0) for moment in self.table_moments]
+        self._adam(*(torch.from_numpy(array) for array in (self.rows, row_gradient, *moments)))
+        for table, rows in zip((self.table, *self.table_moments), (self.rows, *moments), strict=True):
+            table[self.fillers.items] = rows
 
     def _adam(self, weights: Tensor, gradient: Tensor, mean: Tensor, square: Tensor) -> None:
         """Change weights and moments in place (Kingma & Ba, ICLR 2015, in the order of the end of its section 2)."""
