@@ -53,12 +53,20 @@ def run(attack, view, budget=BUDGET, targets=TARGETS, seed=0):
     return attack(view, targets, budget, rng=np.random.default_rng(seed))
 
 
-def fit(view, n_fillers=20, weights=(1.0, 1.0, 1.0), epochs=20, zr_ratio=0.5, learning_rate=0.01):
+def fit(
+    view,
+    n_fillers=20,
+    weights=(1.0, 1.0, 1.0),
+    epochs=20,
+    zr_ratio=0.5,
+    learning_rate=0.01,
+    discriminator_learning_rate=1e-4,
+):
     """Train the networks by themselves on all users. Returns templates, generator, discriminator and losses."""
     rng = np.random.default_rng(0)
     templates = Templates.of(view, np.arange(view.n_users), SELECTED, TARGETS, n_fillers)
     generator = make_generator(view.n_items, 3, 32, rng, learning_rate)
-    discriminator = make_discriminator(view.n_items, 3, 40, rng)
+    discriminator = make_discriminator(view.n_items, 3, 40, rng, discriminator_learning_rate)
     with one_thread():
         options = {"epochs": epochs, "loss_weights": weights, "zr_ratio": zr_ratio}
         losses = train(generator, discriminator, templates, rng, **options)
@@ -302,6 +310,13 @@ def test_each_loss_falls(tastes):
     *_, adversarial = fit(tastes, weights=(1, 0, 0))
     assert adversarial[-1, 0] < adversarial[0, 0]
     assert np.isfinite([both, shilling, reconstruction, adversarial]).all()
+
+
+def test_the_discriminator_tells_fakes(tastes):
+    """Those of a generator that stands still: the loss falls from that of a guess, and the generator's rises."""
+    *_, losses = fit(tastes, weights=(1, 0, 0), epochs=30, learning_rate=0, discriminator_learning_rate=0.01)
+    assert losses[0, 3] > 0.95 * 2 * np.log(2) and losses[-1, 3] < 0.5 * losses[0, 3]
+    assert losses[-1, 0] > 2 * losses[0, 0]
 
 
 @pytest.mark.parametrize(
