@@ -1,7 +1,19 @@
 """recbole-robust: shilling attacks, robust recommenders and trustworthy measurement as a RecBole plugin."""
 
 from recbole_robust import compat
-from recbole_robust.attacks import Average, Bandwagon, CopyProfile, LoveHate, Random, Segment
+from recbole_robust.attacks import (
+    AUSH,
+    DADA,
+    PGA,
+    TNA,
+    Average,
+    Bandwagon,
+    CopyProfile,
+    LoveHate,
+    Random,
+    RevAdv,
+    Segment,
+)
 from recbole_robust.data import AttackedDataset, InteractionNoise, Poison, PoisonCard
 from recbole_robust.evaluation import register_metrics
 from recbole_robust.types import AttackerView, Budget, DefenderView, FakeProfiles, Outcome, UserError
@@ -12,6 +24,7 @@ compat.apply()
 register_metrics()
 
 __all__ = [
+    "AUSH",
     "AttackedDataset",
     "AttackerView",
     "Average",

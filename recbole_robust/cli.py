@@ -25,7 +25,8 @@ report     render the cells of a folder as Markdown
 
   -m, --model        MF, DampedMean, Pop, PurifyAugMF or any RecBole model
   -d, --dataset      ml-100k (ships with RecBole), ml-1m, or a folder in data_path (dataset/)
-  --attack           Random, Average, Bandwagon, Segment, LoveHate, CopyProfile; none: a clean run
+  --attack           Random, Average, Bandwagon, Segment, LoveHate, CopyProfile, AUSH, TNA, DADA, PGA,
+                     RevAdv, DPA2DL; none: a clean run
   --poison           a poison card (a folder) to inject instead of running an attack
   --from_json        attack: a file of fake users as VAT and PamaCF ship them; its item ids are taken as item tokens
   --config_files     YAML files, separated by blanks

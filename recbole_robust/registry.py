@@ -13,7 +13,19 @@ import recbole
 from recbole.config import Config as RecBoleConfig
 from recbole.utils import get_model as recbole_get_model
 
-from recbole_robust.attacks import DADA, PGA, TNA, Average, Bandwagon, CopyProfile, LoveHate, Random, RevAdv, Segment
+from recbole_robust.attacks import (
+    AUSH,
+    DADA,
+    PGA,
+    TNA,
+    Average,
+    Bandwagon,
+    CopyProfile,
+    LoveHate,
+    Random,
+    RevAdv,
+    Segment,
+)
 from recbole_robust.config_checks import read_yaml
 from recbole_robust.model import MF, DampedMean, Pop, PurifyAugMF
 from recbole_robust.properties_path import properties_dir
@@ -26,6 +38,7 @@ ATTACKS: dict[str, type] = {
     "Segment": Segment,
     "LoveHate": LoveHate,
     "CopyProfile": CopyProfile,
+    "AUSH": AUSH,
     "TNA": TNA,
     "DADA": DADA,
     "PGA": PGA,

@@ -6,8 +6,13 @@ Heuristic attacks, by where the fillers come from:
   and :class:`LoveHate` (at the other end of the scale);
 - suggested by the data: :class:`Bandwagon` (popular items), :class:`Segment` (what the users of one taste rate) and
   :class:`CopyProfile` (what one real user rates).
+
+Attacks that learn:
+
+- :class:`AUSH` (a real user's fillers and ratings, and popular items that a GAN rates).
 """
 
+from recbole_robust.attacks.aush import AUSH
 from recbole_robust.attacks.average import Average
 from recbole_robust.attacks.bandwagon import Bandwagon
 from recbole_robust.attacks.copy_profile import CopyProfile
@@ -19,4 +24,16 @@ from recbole_robust.attacks.rev_adv import RevAdv
 from recbole_robust.attacks.segment import Segment
 from recbole_robust.attacks.tna import TNA
 
-__all__ = ["DADA", "PGA", "TNA", "Average", "Bandwagon", "CopyProfile", "LoveHate", "Random", "RevAdv", "Segment"]
+__all__ = [
+    "AUSH",
+    "DADA",
+    "PGA",
+    "TNA",
+    "Average",
+    "Bandwagon",
+    "CopyProfile",
+    "LoveHate",
+    "Random",
+    "RevAdv",
+    "Segment",
+]

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from recbole_robust.attacks.copy_profile import choose_ratings
 from recbole_robust.attacks.profiles import (
     assign_targets,
     build_profiles,
@@ -27,6 +26,7 @@ from recbole_robust.attacks.profiles import (
     require_number,
 )
 from recbole_robust.attacks.surrogate import Surrogate, one_thread, respond, two_hop_gradient
+from recbole_robust.attacks.templates import copy_templates
 from recbole_robust.types import AttackerView, Budget, FakeProfiles, IntArray, Knowledge
 
 SurrogateKind = Literal["auto", "explicit", "implicit"]
@@ -228,7 +228,7 @@ class GradientAttack(SurrogateAttack):
 
 def starting_fillers(view: AttackerView, targets: IntArray, budget: Budget, rng: np.random.Generator) -> IntArray:
     """Items of real users, as in a copied profile. Shape: ``(n_fake_users, n_fillers)``."""
-    return view.ratings.indices[choose_ratings(view, targets, budget, rng)].astype(np.int64)
+    return view.ratings.indices[copy_templates(view, targets, budget, rng)].astype(np.int64)
 
 
 def hit(scores: Tensor, targets: Tensor, k: int) -> Tensor:

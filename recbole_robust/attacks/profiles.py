@@ -40,6 +40,13 @@ def require_number(key: str, value: object, low: float, high: float = np.inf, *,
     require(is_number and bool(np.isfinite(value)) and low <= value <= high, key, expected, value)  # type: ignore
 
 
+def require_items(key: str, value: Any) -> tuple[Any, ...] | None:
+    """Return a list of items as a tuple, which can be hashed, and None as it is; else raise a :class:`UserError`."""
+    is_list = isinstance(value, tuple | list | np.ndarray) and len(value) > 0
+    require(value is None or is_list, key, "a list of items, or nothing", value)
+    return None if value is None else tuple(value)
+
+
 def require_choice(key: str, value: object, choices: Any) -> None:
     """Raise a :class:`UserError` unless ``value`` is one of the strings of the ``Literal`` type ``choices``."""
     require(value in get_args(choices), key, f"one of {', '.join(get_args(choices))}", value)
@@ -85,6 +92,14 @@ def item_ids(key: str, items: ArrayLike, n_items: int) -> IntArray:
     if ids.min() < 0 or ids.max() >= n_items:
         raise UserError(f"{key}: expected item ids from 0 to {n_items - 1}, got {ids.tolist()}")
     return ids.astype(np.int64)
+
+
+def named_items(key: str, items: ArrayLike, target_items: IntArray, n_items: int) -> IntArray:
+    """The items that ``attack_args.<key>`` names, as ids; :class:`UserError` if they are none, or targets."""
+    ids = item_ids(f"attack_args.{key}", items, n_items)
+    shared = np.intersect1d(ids, target_items).tolist()
+    require(not shared, key, "no target item among them", shared)
+    return ids
 
 
 def other_items(n_items: int, excluded: IntArray) -> IntArray:

@@ -13,10 +13,10 @@ from recbole_robust.attacks.profiles import (
     build_profiles,
     check_request,
     count_rated,
-    item_ids,
+    named_items,
     other_items,
-    require,
     require_choice,
+    require_items,
     require_number,
     sample_distinct_items,
 )
@@ -54,10 +54,7 @@ class Segment:
     def __post_init__(self) -> None:
         require_choice("intent", self.intent, Intent)
         require_number("n_segment_items", self.n_segment_items, 1, integer=True)
-        if self.segment_items is not None:
-            is_list = isinstance(self.segment_items, tuple | list | np.ndarray) and len(self.segment_items) > 0
-            require(is_list, "segment_items", "a list of items, or nothing", self.segment_items)
-            object.__setattr__(self, "segment_items", tuple(self.segment_items))  # YAML gives lists: keep it hashable
+        object.__setattr__(self, "segment_items", require_items("segment_items", self.segment_items))
 
     def __call__(
         self, view: AttackerView, target_items: ArrayLike, budget: Budget, *, rng: np.random.Generator
@@ -76,10 +73,7 @@ class Segment:
 
     def _segment(self, view: AttackerView, targets: IntArray) -> IntArray:
         if self.segment_items is not None:
-            segment = item_ids("attack_args.segment_items", self.segment_items, view.n_items)
-            shared = np.intersect1d(segment, targets).tolist()
-            require(not shared, "segment_items", "no target item among them", shared)
-            return segment
+            return named_items("segment_items", self.segment_items, targets, view.n_items)
         is_fan = count_rated(view, targets) > 0
         by_fans = np.repeat(is_fan, np.diff(view.ratings.indptr))
         fan_counts = np.bincount(view.ratings.indices[by_fans], minlength=view.n_items)
