@@ -16,6 +16,7 @@ from recbole.utils import get_model as recbole_get_model
 from recbole_robust.attacks import (
     AUSH,
     DADA,
+    DPA2DL,
     PGA,
     TNA,
     Average,
@@ -43,6 +44,7 @@ ATTACKS: dict[str, type] = {
     "DADA": DADA,
     "PGA": PGA,
     "RevAdv": RevAdv,
+    "DPA2DL": DPA2DL,
 }
 
 DEFENSES: dict[str, type] = {}

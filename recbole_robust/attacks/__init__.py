@@ -9,7 +9,10 @@ Heuristic attacks, by where the fillers come from:
 
 Attacks that learn:
 
-- :class:`AUSH` (a real user's fillers and ratings, and popular items that a GAN rates).
+- :class:`AUSH` (a real user's fillers and ratings, and popular items that a GAN rates);
+- by gradient through a surrogate (``surrogate.py``, ``gradient.py``): :class:`TNA`, one fake after the other, and all
+  fakes at once :class:`PGA`, :class:`RevAdv` and :class:`DADA`;
+- :class:`DPA2DL` (what a poisoned model recommends to the fakes).
 """
 
 from recbole_robust.attacks.aush import AUSH
@@ -17,6 +20,7 @@ from recbole_robust.attacks.average import Average
 from recbole_robust.attacks.bandwagon import Bandwagon
 from recbole_robust.attacks.copy_profile import CopyProfile
 from recbole_robust.attacks.dada import DADA
+from recbole_robust.attacks.dpa2dl import DPA2DL
 from recbole_robust.attacks.love_hate import LoveHate
 from recbole_robust.attacks.pga import PGA
 from recbole_robust.attacks.random import Random
@@ -27,6 +31,7 @@ from recbole_robust.attacks.tna import TNA
 __all__ = [
     "AUSH",
     "DADA",
+    "DPA2DL",
     "PGA",
     "TNA",
     "Average",

@@ -77,13 +77,18 @@ class Audience:
         scores = self.x[users] @ y.T
         return scores.index_put(pairs, torch.tensor(-torch.inf, dtype=scores.dtype))
 
+    def unrated_scores(self, users: Tensor, y: Tensor, x: Tensor | None = None) -> Tensor:
+        """As :meth:`scores`, for any users (ascending ids). Shape: ``(n_users, n_items)``."""
+        row_of = torch.full((len(self.x),), -1)
+        row_of[users] = torch.arange(len(users))
+        rows = row_of[self.seen[0]]
+        scores = (self.x if x is None else x)[users] @ y.T
+        pairs = rows[rows >= 0], self.seen[1][rows >= 0]
+        return scores.index_put(pairs, torch.tensor(-torch.inf, dtype=scores.dtype))
+
     def top_lists(self, users: Tensor, y: Tensor, k: int) -> Tensor:
-        """The first k unrated items of some users (ascending). Shape: ``(n_users,)``; result ``(n_users, k)``."""
-        wanted = torch.full((len(self.x),), -1)
-        wanted[users] = torch.arange(len(users))
-        rows = wanted[self.seen[0]]
-        scores = self.x[users] @ y.T
-        scores[rows[rows >= 0], self.seen[1][rows >= 0]] = -torch.inf
+        """The first k unrated items of some users (ascending ids). Shape: ``(n_users,)``; result ``(n_users, k)``."""
+        scores = self.unrated_scores(users, y)
         return scores.topk(min(k, scores.shape[1]), dim=1).indices
 
     def mean(self, values: Tensor, users: slice) -> Tensor:

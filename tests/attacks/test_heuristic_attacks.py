@@ -22,8 +22,6 @@ HEURISTICS = [
     LoveHate(),
     CopyProfile(),
     CopyProfile(ratings="copy"),
-    AUSH(epochs=2, generator_size=16, discriminator_size=16),
-    AUSH(epochs=2, generator_size=16, discriminator_size=16, selected_items=(4, 9), filler_sampling="popularity"),
 ]
 TARGETS = np.array([0, 30, 59])  # the most popular item, a common one, one with a single rating
 BUDGET = Budget(n_fake_users=17, n_fillers=12)
