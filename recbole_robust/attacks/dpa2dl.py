@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -87,7 +87,8 @@ class DPA2DL(SurrogateAttack):
         model = Poisoned(surrogate, values)
         model.unit = float((surrogate.x[: self.n_audience] @ surrogate.y.T).std())
         chance = torch.ones(view.n_items, dtype=values.dtype)
-        chance[audience.targets] = 0.0
+        is_target = torch.zeros(view.n_items, dtype=torch.bool)
+        is_target[audience.targets] = True
         ptr, ids = assign_targets(budget, targets)
         blocks = np.array_split(np.arange(budget.n_fake_users), min(self.n_blocks, budget.n_fake_users))
         chosen = torch.empty(budget.n_fake_users, budget.n_fillers, dtype=torch.int64)
@@ -96,13 +97,12 @@ class DPA2DL(SurrogateAttack):
             model.enter(own)
             self._train(model, audience, rng)
             scores = torch.sigmoid(model.x_fake[-len(block) :] @ model.y.T / model.unit)
+            scores[:, is_target] = -1.0
             for row, fake in enumerate(block.tolist()):
-                chosen[fake] = (scores[row] * chance).topk(budget.n_fillers).indices
+                chosen[fake] = (scores[row] * torch.where(is_target, 1.0, chance)).topk(budget.n_fillers).indices
                 chance[chosen[fake]] *= self.discount
-                others = torch.ones_like(chance, dtype=torch.bool)
-                others[audience.targets] = False
-                if bool((chance[others] < 1).all()):
-                    chance[others] = 1.0
+                if bool((chance < 1).logical_or(is_target).all()):
+                    chance[:] = 1.0
             model.settle([torch.cat([chosen[fake], mine]) for fake, mine in zip(block.tolist(), own, strict=True)])
         return chosen.sort(dim=1).values.numpy()
 
@@ -123,10 +123,11 @@ class DPA2DL(SurrogateAttack):
 
     def attack_loss(self, model: Poisoned, audience: Audience, users: Tensor) -> Tensor:
         """The attack's loss on some users: a mean over users and targets. Shape: ``users`` ``(B,)``."""
-        scores = audience.unrated_scores(users, model.y, model.x) / model.unit
-        own = torch.where(audience.eligible[users], scores[:, audience.targets], 0.0)
+        some = replace(audience.select(users), x=model.x[users])
+        scores = some.scores(some.everybody, model.y) / model.unit
+        own = torch.where(some.eligible, scores[:, some.targets], 0.0)
         margin = logsigmoid(boundary(scores, self.top_k)) - logsigmoid(own)
-        return torch.where(audience.eligible[users], margin.clamp(min=-self.kappa), 0.0).mean()
+        return torch.where(some.eligible, margin.clamp(min=-self.kappa), 0.0).mean()
 
 
 class Poisoned:

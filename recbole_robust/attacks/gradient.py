@@ -77,19 +77,18 @@ class Audience:
         scores = self.x[users] @ y.T
         return scores.index_put(pairs, torch.tensor(-torch.inf, dtype=scores.dtype))
 
-    def unrated_scores(self, users: Tensor, y: Tensor, x: Tensor | None = None) -> Tensor:
-        """As :meth:`scores`, for any users (ascending ids). Shape: ``(n_users, n_items)``."""
+    def select(self, users: Tensor) -> Audience:
+        """Some of the users, renumbered in this order. Shape: ``users`` ``(n,)``, ascending."""
         row_of = torch.full((len(self.x),), -1)
         row_of[users] = torch.arange(len(users))
         rows = row_of[self.seen[0]]
-        scores = (self.x if x is None else x)[users] @ y.T
-        pairs = rows[rows >= 0], self.seen[1][rows >= 0]
-        return scores.index_put(pairs, torch.tensor(-torch.inf, dtype=scores.dtype))
+        here = rows >= 0
+        seen = rows[here], self.seen[1][here]
+        return Audience(self.x[users], self.targets, self.eligible[users], self.before[users], seen)
 
-    def top_lists(self, users: Tensor, y: Tensor, k: int) -> Tensor:
-        """The first k unrated items of some users (ascending ids). Shape: ``(n_users,)``; result ``(n_users, k)``."""
-        scores = self.unrated_scores(users, y)
-        return scores.topk(min(k, scores.shape[1]), dim=1).indices
+    @property
+    def everybody(self) -> slice:
+        return slice(0, len(self.x))
 
     def mean(self, values: Tensor, users: slice) -> Tensor:
         """The share that these users have in the mean over eligible users, and then over targets.

@@ -9,6 +9,8 @@ from scipy.sparse.linalg import LinearOperator, cg
 from recbole_robust.attacks.surrogate import Surrogate
 from recbole_robust.types import FloatArray, IntArray
 
+CHUNK = 2**14  # pairs whose vectors are gathered at once: they stay in the cache
+
 
 def user_influence(
     surrogate: Surrogate, ratings: csr_matrix, eligible: FloatArray, targets: IntArray, *, n_iterations: int = 50
@@ -33,8 +35,10 @@ def user_influence(
     c0, c1 = surrogate.c0, surrogate.c1
     users, items = np.repeat(np.arange(n_users), np.diff(ratings.indptr)), ratings.indices
 
+    chunks = [slice(start, start + CHUNK) for start in range(0, len(users), CHUNK)]
+
     def on_pairs(u: FloatArray, v: FloatArray) -> FloatArray:
-        return np.einsum("nd,nd->n", u[users], v[items])
+        return np.concatenate([np.einsum("nd,nd->n", u[users[c]], v[items[c]]) for c in chunks])
 
     def weighted(data: FloatArray) -> csr_matrix:
         return csr_matrix((data, ratings.indices, ratings.indptr), shape=ratings.shape)

@@ -110,6 +110,15 @@ class Surrogate:
         for _ in range(n_sweeps):
             self.sweep()
 
+    @property
+    def y(self) -> Tensor:
+        return self._y
+
+    @y.setter
+    def y(self, y: Tensor) -> None:
+        self._y = y
+        self.unrated = self.reg * torch.eye(y.shape[1], dtype=y.dtype) + self.c0 * y.T @ y  # of a user without ratings
+
     def sweep(self) -> None:
         """Solve for all users, then for all items."""
         self.x = solve(*self.equations(self.by_user, self.y))
@@ -138,11 +147,9 @@ class Surrogate:
 
     def user_equations(self, include: Tensor) -> Tensor:
         """The matrices of fakes with these ratings. Shape: ``include`` ``(..., n_items)``; result ``(..., d, d)``."""
-        d = self.y.shape[1]
-        base = self.reg * torch.eye(d, dtype=self.y.dtype) + self.c0 * self.y.T @ self.y
         if include.dim() == 1:
-            return base + (self.c1 - self.c0) * self.y.T @ (include.unsqueeze(1) * self.y)
-        return base + (self.c1 - self.c0) * _weighted_squares(include, self.y)
+            return self.unrated + (self.c1 - self.c0) * self.y.T @ (include.unsqueeze(1) * self.y)
+        return self.unrated + (self.c1 - self.c0) * _weighted_squares(include, self.y)
 
 
 @dataclass(frozen=True)
@@ -200,30 +207,43 @@ def two_hop_gradient(surrogate: Surrogate, response: Response, g: Tensor) -> Ten
 
 
 class ItemState:
-    """The items as they stand with the fakes added so far; one fake more is an update of rank one for every item.
+    """The items as they stand with the fakes added so far.
 
-    Holds the inverse of each item's matrix, ``(n_items, d, d)``.
+    A fake weighs on all items alike where unrated pairs have a weight; that part is one matrix, added when items are
+    looked at. Until :meth:`refresh`, ``y`` of an item that no fake has rated lacks it.
+
+    Attributes:
+        a, b: normal equations of the items, less the common part. Shape: ``(n_items, d, d)``, ``(n_items, d)``.
+        y: vectors of the items. Shape: ``(n_items, d)``.
     """
 
     def __init__(self, surrogate: Surrogate) -> None:
         self.surrogate = surrogate
-        a, b = surrogate.equations(surrogate.by_item, surrogate.x)
-        factors = torch.linalg.cholesky(a)
-        self.inverse = torch.cholesky_inverse(factors)
-        self.y = torch.cholesky_solve(b.unsqueeze(2), factors).squeeze(2)
+        self.a, self.b = surrogate.equations(surrogate.by_item, surrogate.x)
+        self.common = torch.zeros_like(self.a[0])
+        self.y = solve(self.a, self.b)
 
     def look_at(self, items: Tensor) -> Focus:
         """These items, to be moved by one more fake. Shape: ``(C,)``."""
-        return Focus(self.surrogate, items, self.y[items], self.inverse[items])
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(self.a[items] + self.common))
+        return Focus(self.surrogate, items, (inverse @ self.b[items].unsqueeze(2)).squeeze(2), inverse)
 
     def add(self, include: Tensor, values: Tensor) -> None:
-        """Put a finished fake into the data: only items that it weighs move (all of them where unrated pairs weigh)."""
-        weight = self.surrogate.weight(include)
-        focus = self.look_at(weight.nonzero().squeeze(1))
+        """Put a finished fake into the data."""
+        s = self.surrogate
+        focus = self.look_at(include.nonzero().squeeze(1))
         moved = focus.respond(include, values)
+        own = include[focus.items]
+        outer = moved.x.unsqueeze(1) * moved.x
+        self.a[focus.items] += (s.c1 - s.c0) * own[:, None, None] * outer
+        self.b[focus.items] += s.pull(own, values[focus.items]).unsqueeze(1) * moved.x
+        self.common += s.c0 * outer
         self.y[focus.items] = moved.y
-        scale = (weight[focus.items] / moved.denominator)[:, None, None]
-        self.inverse[focus.items] -= scale * moved.inverse_x.unsqueeze(2) * moved.inverse_x.unsqueeze(1)
+
+    def refresh(self) -> None:
+        """Solve for all items again."""
+        if self.surrogate.c0:
+            self.y = solve(self.a + self.common, self.b)
 
 
 @dataclass(frozen=True)

@@ -82,15 +82,17 @@ class TNA(SurrogateAttack):
             surrogate = self.fit(view, rng)
             audience = Audience.of(view, surrogate, targets)
             state = ItemState(surrogate)
-            group = self._influential(view, surrogate, audience, rng)
+            group = audience.select(self._influential(view, surrogate, audience, rng))
             values = self.values(view, surrogate, targets)
             ptr, ids = assign_targets(budget, targets)
             for fake in range(budget.n_fake_users):
                 own = torch.from_numpy(ids[ptr[fake] : ptr[fake + 1]])
-                items[fake] = self._one_fake(surrogate, state, audience, group, own, values, budget.n_fillers, rng)
+                items[fake] = self._one_fake(state, group, own, values, budget.n_fillers, rng)
                 include = torch.zeros(view.n_items, dtype=surrogate.y.dtype)
                 include[items[fake]] = include[own] = 1.0
                 state.add(include, values)
+                if (fake + 1) % max(1, budget.n_fake_users // 10) == 0:
+                    state.refresh()
         ratings = draw_ratings(rng, view.item_means[items], view.item_stds[items], view, items.shape)
         return build_profiles(view, targets, budget, items, ratings).check(view)
 
@@ -112,15 +114,18 @@ class TNA(SurrogateAttack):
         return torch.from_numpy(np.sort(chosen))
 
     def _one_fake(
-        self, surrogate: Surrogate, state: ItemState, audience: Audience, group: Tensor, own: Tensor, values: Tensor,
-        n_fillers: int, rng: np.random.Generator,
+        self, state: ItemState, group: Audience, own: Tensor, values: Tensor, n_fillers: int,
+        rng: np.random.Generator,
     ) -> IntArray:  # fmt: skip
-        """The fillers of the next fake, which rates the targets ``own``. Shape: ``(n_fillers,)``, ascending."""
-        x = audience.x[group]
-        lists = audience.top_lists(group, state.y, self.top_k)
+        """The fillers of the next fake, which rates the targets ``own``, against the lists of ``group``.
+
+        Shape: ``(n_fillers,)``, ascending.
+        """
+        x = group.x
+        lists = group.scores(group.everybody, state.y).topk(min(self.top_k, len(state.y)), dim=1).indices
         looked_at, where = torch.cat([lists.flatten(), own]).unique(return_inverse=True)
         listed, of_own = where[: lists.numel()].view(lists.shape), where[lists.numel() :]
-        eligible = audience.eligible[group][:, torch.isin(audience.targets, own)]
+        eligible = group.eligible[:, torch.isin(group.targets, own)]
 
         n_items = len(state.y)
         focus = state.look_at(looked_at)
@@ -129,16 +134,16 @@ class TNA(SurrogateAttack):
         degrees += torch.from_numpy(rng.uniform(0, 1e-3, n_items)).to(x.dtype)
         velocity = torch.zeros_like(degrees)
         for _ in range(self.n_steps):
-            degrees[audience.targets] = 0.0
+            degrees[group.targets] = 0.0
             degrees[own] = 1.0
             moved = focus.respond(degrees, values)
             y = moved.y.requires_grad_()
             (g,) = torch.autograd.grad(self._wmw(x @ y.T, listed, of_own, eligible), y)
             descent = focus.gradient(degrees, values, moved, g) + self.eta
-            descent[audience.targets] = 0.0
+            descent[group.targets] = 0.0
             velocity = self.momentum * velocity + descent / descent.abs().max().clamp(min=1e-12)
             degrees = (degrees - self.step_size * velocity).clamp(0, 1)
-        degrees[audience.targets] = -1.0
+        degrees[group.targets] = -1.0
         return degrees.topk(n_fillers).indices.sort().values.numpy()
 
     def _wmw(self, scores: Tensor, listed: Tensor, own: Tensor, eligible: Tensor) -> Tensor:

@@ -139,6 +139,8 @@ def test_rank_one_is_the_full_solution(view, kind):
         torch.testing.assert_close(focus.gradient(include[v], values, one, g), two_hop_gradient(s, full, g)[0])
     for v in range(2):
         state.add(include[v], values)
+    torch.testing.assert_close(state.look_at(everything).y, with_fakes(s, include, values).y, rtol=1e-4, atol=1e-10)
+    state.refresh()
     torch.testing.assert_close(state.y, with_fakes(s, include, values).y, rtol=1e-4, atol=1e-10)
 
 
