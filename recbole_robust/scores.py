@@ -226,5 +226,6 @@ def _rating_shares(ratings: csr_matrix, levels: FloatArray) -> FloatArray:
     n_users, n_items = ratings.shape
     nearest = np.searchsorted((levels[1:] + levels[:-1]) / 2, ratings.data, side="right")
     cells = np.bincount(ratings.indices * len(levels) + nearest, minlength=n_items * len(levels))
-    rated = cells.reshape(n_items, len(levels)) / max(n_users, 1)
-    return np.column_stack([1 - rated.sum(axis=1), rated])
+    cells = cells.reshape(n_items, len(levels))
+    # Counted before it is divided: one less a sum of shares may fall below 0.
+    return np.column_stack([n_users - cells.sum(axis=1), cells]) / max(n_users, 1)

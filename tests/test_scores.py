@@ -198,6 +198,15 @@ def test_distribution_distance_is_0_for_copies_and_1_for_opposites():
     assert rating_distribution_distance(csr_matrix((3, 4)), high, LEVELS)["js"] == pytest.approx(1.0), "unrated counts"
 
 
+def test_an_item_that_every_fake_rates_is_at_a_finite_distance():
+    """28 shares of 1/28 do not add up to 1 in floats: the share of the unrated must not fall below 0."""
+    rng = np.random.default_rng(0)
+    for n_fakes in range(2, 60):
+        fakes = csr_matrix(rng.integers(1, 6, (n_fakes, 3)) * 1.0)
+        found = rating_distribution_distance(fakes, fakes, LEVELS)
+        assert found == {"tvd": 0.0, "js": pytest.approx(0.0)}
+
+
 def test_ratings_between_two_levels_count_as_the_nearest():
     near, exact = csr_matrix([[1.4, 4.6, 0.2]]), csr_matrix([[1.0, 5.0, 1.0]])
     assert rating_distribution_distance(near, exact, LEVELS)["tvd"] == 0.0

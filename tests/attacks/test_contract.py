@@ -26,7 +26,11 @@ VARIANTS = [
     CopyProfile(ratings="copy"),
     AUSH(epochs=2, generator_size=16, discriminator_size=16, selected_items=(4, 9), filler_sampling="popularity"),
 ]
-QUICK = {"AUSH": {"epochs": 2, "generator_size": 16, "discriminator_size": 16}}  # these promises need no training
+QUICK = {  # these promises need no long training
+    "AUSH": {"epochs": 2, "generator_size": 16, "discriminator_size": 16},
+    "TNA": {"n_steps": 3},
+    "DPA2DL": {"n_blocks": 2, "n_epochs": 2},
+}
 ATTACKS = [*(cls(**QUICK.get(name, {})) for name, cls in registry.ATTACKS.items()), *VARIANTS]
 TARGETS = np.array([0, 30, 59])  # the most popular item, a common one, one with a single rating
 BUDGET = Budget(n_fake_users=17, n_fillers=12)
