@@ -6,20 +6,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from recbole_robust.attacks.gradient import Audience, SurrogateAttack, SurrogateKind, boundary
 from recbole_robust.attacks.profiles import (
     assign_targets,
-    build_profiles,
-    check_request,
-    draw_ratings,
     require_number,
 )
-from recbole_robust.attacks.surrogate import Surrogate, one_thread
-from recbole_robust.types import AttackerView, Budget, FakeProfiles, IntArray
+from recbole_robust.attacks.surrogate import Surrogate
+from recbole_robust.types import AttackerView, Budget, IntArray
 
 
 @dataclass(frozen=True)
@@ -68,16 +64,7 @@ class DPA2DL(SurrogateAttack):
             require_number(key, getattr(self, key), 0)
         require_number("discount", self.discount, 0, 1)
 
-    def __call__(
-        self, view: AttackerView, target_items: ArrayLike, budget: Budget, *, rng: np.random.Generator
-    ) -> FakeProfiles:
-        targets = check_request(self, view, target_items, budget)
-        with one_thread():
-            items = self._choose_fillers(view, targets, budget, rng)
-        ratings = draw_ratings(rng, view.item_means[items], view.item_stds[items], view, items.shape)
-        return build_profiles(view, targets, budget, items, ratings).check(view)
-
-    def _choose_fillers(
+    def choose_fillers(
         self, view: AttackerView, targets: IntArray, budget: Budget, rng: np.random.Generator
     ) -> IntArray:
         """Shape: ``(n_fake_users, n_fillers)``, ascending in each row."""

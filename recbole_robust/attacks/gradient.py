@@ -101,7 +101,9 @@ class Audience:
 
 @dataclass(frozen=True)
 class SurrogateAttack:
-    """Hyper-parameters of the surrogate, which all these attacks have.
+    """What the attacks that fit a surrogate share: its hyper-parameters, and that they choose fillers only.
+
+    Fillers are rated N(item mean, item sd) and targets highest, as in the average attack.
 
     Args:
         surrogate: ``explicit`` (ratings by ALS), ``implicit`` (WRMF), ``auto``: explicit where there are ratings.
@@ -128,6 +130,21 @@ class SurrogateAttack:
         require_number("reg", self.reg, 0)
         require(self.reg > 0, "reg", "a number above 0", self.reg)
         require_number("alpha", self.alpha, 0)
+
+    def __call__(
+        self, view: AttackerView, target_items: ArrayLike, budget: Budget, *, rng: np.random.Generator
+    ) -> FakeProfiles:
+        targets = check_request(self, view, target_items, budget)
+        with one_thread():
+            items = self.choose_fillers(view, targets, budget, rng)
+        ratings = draw_ratings(rng, view.item_means[items], view.item_stds[items], view, items.shape)
+        return build_profiles(view, targets, budget, items, ratings).check(view)
+
+    def choose_fillers(
+        self, view: AttackerView, targets: IntArray, budget: Budget, rng: np.random.Generator
+    ) -> IntArray:
+        """Shape: ``(n_fake_users, n_fillers)``."""
+        raise NotImplementedError
 
     def fit(self, view: AttackerView, rng: np.random.Generator) -> Surrogate:
         kind = self.surrogate
@@ -174,15 +191,6 @@ class GradientAttack(SurrogateAttack):
         Shape: ``scores`` ``(n_chunk, n_items)``, -inf where the user has rated the item; a scalar.
         """
         raise NotImplementedError
-
-    def __call__(
-        self, view: AttackerView, target_items: ArrayLike, budget: Budget, *, rng: np.random.Generator
-    ) -> FakeProfiles:
-        targets = check_request(self, view, target_items, budget)
-        with one_thread():
-            items = self.choose_fillers(view, targets, budget, rng)
-        ratings = draw_ratings(rng, view.item_means[items], view.item_stds[items], view, items.shape)
-        return build_profiles(view, targets, budget, items, ratings).check(view)
 
     def choose_fillers(
         self, view: AttackerView, targets: IntArray, budget: Budget, rng: np.random.Generator

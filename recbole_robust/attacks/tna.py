@@ -7,21 +7,17 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from recbole_robust.attacks.gradient import Audience, SurrogateAttack
 from recbole_robust.attacks.influence import user_influence
 from recbole_robust.attacks.profiles import (
     assign_targets,
-    build_profiles,
-    check_request,
-    draw_ratings,
     require_choice,
     require_number,
 )
-from recbole_robust.attacks.surrogate import ItemState, Surrogate, one_thread
-from recbole_robust.types import AttackerView, Budget, FakeProfiles, IntArray
+from recbole_robust.attacks.surrogate import ItemState, Surrogate
+from recbole_robust.types import AttackerView, Budget, IntArray
 
 Influence = Literal["highest", "lowest", "random", "all"]
 
@@ -73,28 +69,26 @@ class TNA(SurrogateAttack):
             require_number(key, getattr(self, key), 0)
         require_number("momentum", self.momentum, 0, 1)
 
-    def __call__(
-        self, view: AttackerView, target_items: ArrayLike, budget: Budget, *, rng: np.random.Generator
-    ) -> FakeProfiles:
-        targets = check_request(self, view, target_items, budget)
+    def choose_fillers(
+        self, view: AttackerView, targets: IntArray, budget: Budget, rng: np.random.Generator
+    ) -> IntArray:
+        """Shape: ``(n_fake_users, n_fillers)``, ascending in each row."""
         items = np.empty((budget.n_fake_users, budget.n_fillers), dtype=np.int64)
-        with one_thread():
-            surrogate = self.fit(view, rng)
-            audience = Audience.of(view, surrogate, targets)
-            state = ItemState(surrogate)
-            group = audience.select(self._influential(view, surrogate, audience, rng))
-            values = self.values(view, surrogate, targets)
-            ptr, ids = assign_targets(budget, targets)
-            for fake in range(budget.n_fake_users):
-                own = torch.from_numpy(ids[ptr[fake] : ptr[fake + 1]])
-                items[fake] = self._one_fake(state, group, own, values, budget.n_fillers, rng)
-                include = torch.zeros(view.n_items, dtype=surrogate.y.dtype)
-                include[items[fake]] = include[own] = 1.0
-                state.add(include, values)
-                if (fake + 1) % max(1, budget.n_fake_users // 10) == 0:
-                    state.refresh()
-        ratings = draw_ratings(rng, view.item_means[items], view.item_stds[items], view, items.shape)
-        return build_profiles(view, targets, budget, items, ratings).check(view)
+        surrogate = self.fit(view, rng)
+        audience = Audience.of(view, surrogate, targets)
+        state = ItemState(surrogate)
+        group = audience.select(self._influential(view, surrogate, audience, rng))
+        values = self.values(view, surrogate, targets)
+        ptr, ids = assign_targets(budget, targets)
+        for fake in range(budget.n_fake_users):
+            own = torch.from_numpy(ids[ptr[fake] : ptr[fake + 1]])
+            items[fake] = self._one_fake(state, group, own, values, budget.n_fillers, rng)
+            include = torch.zeros(view.n_items, dtype=surrogate.y.dtype)
+            include[items[fake]] = include[own] = 1.0
+            state.add(include, values)
+            if (fake + 1) % max(1, budget.n_fake_users // 10) == 0:
+                state.refresh()
+        return items
 
     def _influential(
         self, view: AttackerView, surrogate: Surrogate, audience: Audience, rng: np.random.Generator
