@@ -124,6 +124,8 @@ class RobustTrainerMixin(_Base):
             raise UserError(f"sample weights: expected a model that takes them, got {self.config['model']}")
         self._has_validation = bool(valid_data) and self.eval_step > 0
         self._train_data = train_data
+        if "pretrain" in (self.config["train_stage"] or ""):  # RecBole itself collects in the last stage only
+            self.eval_collector.data_collect(train_data)
         if self._resumed is not None:
             set_global_state(self._resumed["random"])
             if self._resumed["loader"] is not None and train_data.generator is not None:
