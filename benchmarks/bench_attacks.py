@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
+from data import read_view
 from scipy.sparse import csr_matrix
 
 from recbole_robust.attacks import Average, Bandwagon, Random
@@ -38,12 +38,6 @@ def synthetic_view(n_users: int, n_items: int, n_ratings: int) -> AttackerView:
     stars = rng.choice(np.arange(1.0, 6.0), n_ratings, p=[0.06, 0.11, 0.26, 0.35, 0.22])
     ratings = csr_matrix((stars, (cells // n_items, cells % n_items)), shape=(n_users, n_items))
     return AttackerView(ratings, 1.0, 5.0, 1.0)
-
-
-def real_view(path: Path) -> AttackerView:
-    table = pd.read_csv(path, sep="\t")
-    users, items = (pd.factorize(table[name])[0] for name in ("user_id:token", "item_id:token"))
-    return AttackerView(csr_matrix((table["rating:float"].to_numpy(float), (users, items))), 1.0, 5.0, 1.0)
 
 
 def time_attacks(view: AttackerView, budget: Budget) -> dict[str, float]:
@@ -74,7 +68,7 @@ def main() -> None:
         "ml-1m size": (synthetic_view(6040, 3706, 1_000_000), Budget(181, 160)),
     }
     if folder := os.environ.get("RECBOLE_ROBUST_DATA"):
-        cases["ml-1m"] = (real_view(Path(folder) / "ml-1m.inter.xz"), Budget(181, 160))
+        cases["ml-1m"] = (read_view(Path(folder) / "ml-1m.inter.xz"), Budget(181, 160))
     print(f"{'data':14}{'fakes x fillers':>17}  {'task':10}{'CPU ms':>9}{'ratio':>8}")
     for name, (view, budget) in cases.items():
         seconds = time_attacks(view, budget)

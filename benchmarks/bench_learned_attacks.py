@@ -17,9 +17,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import recbole
-from scipy.sparse import csr_matrix
+from data import read_view
 
 from recbole_robust import registry
 from recbole_robust.types import AttackerView, Budget
@@ -30,12 +29,7 @@ ATTACKS = ("AUSH", "TNA", "DADA", "PGA", "RevAdv", "DPA2DL")
 
 
 def read(name: str) -> AttackerView:
-    path = ML_100K if name == "ml-100k" else Path(os.environ["RECBOLE_ROBUST_DATA"]) / f"{name}.inter.xz"
-    table = pd.read_csv(path, sep="\t").drop_duplicates(["user_id:token", "item_id:token"], keep="last")
-    users, items = (pd.factorize(table[column])[0] for column in ("user_id:token", "item_id:token"))
-    rated = "rating:float" in table
-    ratings = table["rating:float"].to_numpy(float) if rated else np.ones(len(table))
-    return AttackerView(csr_matrix((ratings, (users, items))), ratings.min(), ratings.max(), 1.0 if rated else 0.0)
+    return read_view(ML_100K if name == "ml-100k" else Path(os.environ["RECBOLE_ROBUST_DATA"]) / f"{name}.inter.xz")
 
 
 def run(name: str, attack: str) -> None:

@@ -32,6 +32,7 @@ from recbole_robust.config_checks import (
     parse_value,
     read_yaml,
 )
+from recbole_robust.data.noise import NOISE_KEYS
 from recbole_robust.properties_path import properties_dir
 from recbole_robust.registry import available, known_keys, property_file
 from recbole_robust.types import UserError
@@ -54,8 +55,6 @@ POISON_KEYS = (
 )  # fmt: skip
 DRAW_KEYS = ("n_targets", "target_choice", "target_seed")
 TARGET_KEYS = ("target_items", *DRAW_KEYS, "target_hr_denominator")
-# Keys of the noise: part of a run's identity only where there is noise.
-NOISE_KEYS = {f"noise_{name}" for name in ("ratio", "unit", "kind", "strength", "by", "scope")}
 MERGED_KEYS = ("attack_args", "defense_args")  # mappings that are merged key by key instead of replaced
 COUNT_OF = {"attack_size": "n_fake_users", "filler_size": "n_fillers"}  # a fraction, and the count that says the same
 NONE_KEYS = ("attack", "defense", "preset", "base_model", "poison", "heldout_file")  # "none" and "" mean no value here
@@ -398,7 +397,7 @@ class Config(RecBoleConfig):
 
     def resolved(self) -> dict[str, Any]:
         """Every key that can change a result, as JSON values."""
-        idle = DISPLAY_KEYS if self["noise_ratio"] else DISPLAY_KEYS | NOISE_KEYS
+        idle = DISPLAY_KEYS | (set() if self["noise_ratio"] else {*NOISE_KEYS})  # no noise, no part of the identity
         keys = sorted(k for k in self.final_config_dict if k not in idle)
         return {key: _jsonable(self.final_config_dict[key]) for key in keys}
 

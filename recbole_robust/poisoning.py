@@ -15,7 +15,7 @@ import numpy as np
 
 import recbole_robust
 from recbole_robust import registry, results
-from recbole_robust.config import TARGET_KEYS, Config
+from recbole_robust.config import DRAW_KEYS, Config
 from recbole_robust.config_checks import read_yaml
 from recbole_robust.data.atomic_file import column_names
 from recbole_robust.data.card import SCHEMA_VERSION, PoisonCard, card_folder
@@ -121,7 +121,7 @@ def _replayed(config: Config) -> StoredCard:
     card = PoisonCard.load(config["poison"])
     train = clean_train_split(config)
     card.to_ids(train)
-    asked = [key for key in TARGET_KEYS if key in config.external_config_dict and key != "target_hr_denominator"]
+    asked = [key for key in ("target_items", *DRAW_KEYS) if key in config.external_config_dict]
     if asked and set(targets := targets_of(config, train)) != set(card.target_items):
         raise UserError(f"{asked[0]}: expected the card's targets {' '.join(card.target_items)} (or no such key), "
                         f"got {' '.join(targets)}")  # fmt: skip

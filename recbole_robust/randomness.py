@@ -48,3 +48,15 @@ def global_state_kept() -> Iterator[None]:
         yield
     finally:
         set_global_state(state)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread (its matrix products differ in the last bits between thread counts), with gradients."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        torch.set_num_threads(n_threads)

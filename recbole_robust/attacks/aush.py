@@ -16,7 +16,6 @@ from recbole_robust.attacks.aush_networks import (
     generate,
     make_discriminator,
     make_generator,
-    one_thread,
     train,
 )
 from recbole_robust.attacks.profiles import (
@@ -32,6 +31,7 @@ from recbole_robust.attacks.profiles import (
     require_number,
 )
 from recbole_robust.attacks.templates import copy_ratings, template_users
+from recbole_robust.randomness import one_thread
 from recbole_robust.types import AttackerView, Budget, FakeProfiles, FloatArray, IntArray, Knowledge, UserError
 
 FillerSampling = Literal["uniform", "mean", "popularity"]

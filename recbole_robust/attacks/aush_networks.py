@@ -8,7 +8,6 @@ masks come from a numpy generator: torch's own random state is not read. It all 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -25,18 +24,6 @@ PAPER_RATING_MAX = 5.0  # squared errors are in stars of five, whatever the scal
 GENERATOR_BATCH, DISCRIMINATOR_BATCH = 256, 64  # templates
 GENERATOR_DECAY, DISCRIMINATOR_DECAY = 1e-4, 1e-5  # factor of half the squared weights in the loss
 BETAS, EPS = (0.9, 0.999), 1e-8  # Adam's
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch on one thread (its matrix products differ in the last bits between thread counts), with gradients."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        torch.set_num_threads(n_threads)
 
 
 @dataclass(frozen=True)

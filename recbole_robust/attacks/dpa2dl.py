@@ -102,9 +102,8 @@ class DPA2DL(SurrogateAttack):
             n_users = min(self.n_audience, len(model.x))
             users = torch.from_numpy(np.sort(rng.choice(len(model.x), n_users, replace=False)))
             loss = model.loss() + self.attack_weight * self.attack_loss(model, audience, users)
-            gradients = torch.autograd.grad(loss, parameters)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
+            adam.zero_grad()
+            loss.backward()
             adam.step()
         model.detach()
 

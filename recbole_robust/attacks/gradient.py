@@ -25,8 +25,9 @@ from recbole_robust.attacks.profiles import (
     require_choice,
     require_number,
 )
-from recbole_robust.attacks.surrogate import Surrogate, one_thread, respond, two_hop_gradient
+from recbole_robust.attacks.surrogate import Surrogate, respond, two_hop_gradient
 from recbole_robust.attacks.templates import copy_templates
+from recbole_robust.randomness import one_thread
 from recbole_robust.types import AttackerView, Budget, FakeProfiles, IntArray, Knowledge
 
 SurrogateKind = Literal["auto", "explicit", "implicit"]

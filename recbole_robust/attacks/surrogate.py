@@ -15,7 +15,6 @@ of this family (B. Li et al. Data Poisoning Attacks on Factorization-Based Colla
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -28,17 +27,6 @@ from torch import Tensor
 from recbole_robust.types import AttackerView
 
 CHUNK_RATINGS = 2**16  # ratings whose factors are gathered at once: 8 MiB at 32 factors
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread in this block: on two, torch adds up in another order, and the bits are others."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads)
 
 
 @dataclass(frozen=True)

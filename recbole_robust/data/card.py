@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from recbole_robust.data.card_rows import fake_tokens, rows_from_text, rows_to_text, written_whole
+from recbole_robust.data.card_rows import rows_from_text, rows_to_text, written_whole
+from recbole_robust.data.injection import fake_tokens
 from recbole_robust.types import AttackerView, FakeProfiles, UserError
 
 SCHEMA_VERSION = 2

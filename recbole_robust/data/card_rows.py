@@ -11,16 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from recbole_robust.data.injection import FAKE_PREFIX
+from recbole_robust.data.injection import fake_tokens
 from recbole_robust.types import FakeProfiles, FloatArray
 
 USER, ITEM, RATING, TIME = COLUMNS = ("user_id:token", "item_id:token", "rating:float", "timestamp:float")
 HEADERS = ([USER, ITEM], [USER, ITEM, RATING], [USER, ITEM, TIME], [USER, ITEM, RATING, TIME])
-
-
-def fake_tokens(n_fakes: int) -> list[str]:
-    """The user tokens of ``n_fakes`` fake users, those that the injection gives them."""
-    return [f"{FAKE_PREFIX}{k}" for k in range(n_fakes)]
 
 
 def rows_to_text(item_tokens: Sequence[str], profiles: FakeProfiles, with_ratings: bool = True) -> str:

@@ -15,13 +15,18 @@ from recbole_robust.types import FakeProfiles, FloatArray, IntArray, UserError
 FAKE_PREFIX = "__fake_"
 
 
+def fake_tokens(n_fakes: int) -> list[str]:
+    """The user tokens of ``n_fakes`` fake users."""
+    return [f"{FAKE_PREFIX}{k}" for k in range(n_fakes)]
+
+
 def add_fake_users(dataset, splits, n_fake: int, seed: int) -> None:
     """Make room for ``n_fake`` users in the id tables (which all splits share) and in the user features.
 
     Genuine ids do not move. Attribute rows of fakes are those of genuine users drawn at random.
     """
     uid = dataset.uid_field
-    tokens = np.array([f"{FAKE_PREFIX}{k}" for k in range(n_fake)])
+    tokens = np.array(fake_tokens(n_fake))
     clash = [token for token in tokens if token in dataset.field2token_id[uid]]
     if clash:
         raise UserError(f"{dataset.dataset_name}: expected no user named {FAKE_PREFIX}<k>, got {clash[0]}")

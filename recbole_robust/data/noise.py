@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,8 +70,7 @@ class InteractionNoise:
         """The noise of a configuration, or None where ``noise_ratio`` is 0."""
         if not config["noise_ratio"]:
             return None
-        names = ("ratio", "unit", "kind", "strength", "by", "scope")
-        return cls(**{name: config[f"noise_{name}"] for name in names}, seed=config["seed"])
+        return cls(**{key.removeprefix("noise_"): config[key] for key in NOISE_KEYS}, seed=config["seed"])
 
     def fingerprint(self) -> str:
         """What a cache of noisy data is compared by."""
@@ -142,6 +141,9 @@ class InteractionNoise:
         if self.kind == "swap":  # nothing to change places with
             picked = picked[np.bincount(users[picked], minlength=len(counts))[users[picked]] > 1]
         return picked
+
+
+NOISE_KEYS = tuple(f"noise_{field.name}" for field in fields(InteractionNoise) if field.name != "seed")
 
 
 def rank_in_group(groups: IntArray, keys: FloatArray) -> IntArray:

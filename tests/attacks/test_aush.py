@@ -24,10 +24,10 @@ from recbole_robust.attacks.aush_networks import (
     generator_losses,
     make_discriminator,
     make_generator,
-    one_thread,
     train,
 )
 from recbole_robust.data.poison import with_item_ids
+from recbole_robust.randomness import one_thread
 from recbole_robust.types import AttackerView, Budget, UserError
 
 SELECTED = np.array([1, 2, 3])
