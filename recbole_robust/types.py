@@ -140,6 +140,19 @@ class DefenderView:
 
 
 @dataclass(frozen=True)
+class Detection:
+    """What a detector says of the users of a :class:`DefenderView`.
+
+    Attributes:
+        scores: how suspicious each user is; higher is more. Shape: ``(n_users,)``.
+        flagged: whose rows are dropped before the training. Shape: ``(n_users,)``.
+    """
+
+    scores: FloatArray
+    flagged: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
 class FakeProfiles:
     """Fake profiles in compressed rows: profile ``k`` is the slice ``user_ptr[k]:user_ptr[k + 1]``.
 
@@ -199,6 +212,12 @@ class Attack(Protocol):
     def __call__(
         self, view: AttackerView, target_items: IntArray, budget: Budget, *, rng: np.random.Generator
     ) -> FakeProfiles: ...
+
+
+class Detector(Protocol):
+    """A defense before the training: a frozen dataclass of hyper-parameters that is called with what a defender sees."""
+
+    def __call__(self, view: DefenderView, *, rng: np.random.Generator) -> Detection: ...
 
 
 @dataclass
