@@ -176,16 +176,25 @@ class Config(RecBoleConfig):
         for path in files:
             if path.is_file():
                 merge(own, read_yaml(path))
-        for kind, names in (("attack", registry.ATTACKS), ("defense", registry.DEFENSES)):
-            name = self._external(kind)
-            if name is not None:
-                if not isinstance(name, str) or name not in names:
-                    raise registry.unknown(kind, name, names)
-                merge(own, read_yaml(property_file(kind, name)))
+        attack, defense = self._external("attack"), self._external("defense")
+        if attack is not None:
+            if not isinstance(attack, str) or attack not in registry.ATTACKS:
+                raise registry.unknown("attack", attack, registry.ATTACKS)
+            merge(own, read_yaml(property_file("attack", attack)))
+        if defense is not None:
+            self._merge_defenses(registry.defense_names(defense))
         self._apply_protocol(model_class, dataset)
         if self._external("preset") is not None:
             self._apply_preset(model)
         self._check_keys(model)
+
+    def _merge_defenses(self, names: list[str]) -> None:
+        """The YAML of each defense; of several, ``defense_args`` has a part a name."""
+        for name in names:
+            content = read_yaml(property_file("defense", name))
+            if len(names) > 1:
+                content["defense_args"] = {name: content.get("defense_args", {})}
+            merge(self.internal_config_dict, content)
 
     def _is_given(self, key: str) -> bool:
         """Whether the user has given a key, or a part of it."""
@@ -279,6 +288,12 @@ class Config(RecBoleConfig):
                 )
         if final["attack"] is not None:
             registry.build_attack(final["attack"], final["attack_args"])
+        if final["defense"] is not None:
+            names = registry.defense_names(final["defense"])
+            final["defense"] = ",".join(names)
+            loss = registry.build_defenses(final["defense"], final["defense_args"]).loss
+            if loss is not None:
+                loss.check(self.model, self._is_explicit(self.model_class))
         if final["poison"] is not None and (told := self.attack_keys_given(final)):
             raise UserError(f"poison: expected no keys of an attack beside a card to replay, got {', '.join(told)}")
         for kind in ("attack", "defense"):

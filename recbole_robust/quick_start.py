@@ -14,8 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from recbole.utils import ModelType, init_seed
+from scipy.stats import rankdata
 
 import recbole_robust
 from recbole_robust import registry, results
@@ -24,7 +27,9 @@ from recbole_robust.data.card import PoisonCard
 from recbole_robust.data.injection import without_fakes
 from recbole_robust.data.load import data_digest, prepare
 from recbole_robust.data.poison import targets_of
-from recbole_robust.data.views import genuine_item_counts
+from recbole_robust.data.screening import screened
+from recbole_robust.data.views import defender_view, genuine_item_counts
+from recbole_robust.defenses import defended
 from recbole_robust.evaluation import (
     TargetPass,
     TargetRanks,
@@ -36,8 +41,10 @@ from recbole_robust.evaluation import (
 from recbole_robust.evaluation.rating import rating_metrics
 from recbole_robust.initialisation import build_model
 from recbole_robust.poisoning import make_card, run_attack, stored_card
+from recbole_robust.randomness import stage_rng
+from recbole_robust.scores import detection_report
 from recbole_robust.trainer import get_trainer
-from recbole_robust.types import Outcome, UserError
+from recbole_robust.types import Detection, Outcome, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +77,7 @@ def train_and_evaluate(config: Config, card: PoisonCard | None = None, label: st
             "n_genuine": n_genuine,
             "split_hash": results.split_hash([trained.genuine, *trained.splits[1:]]),
             "reused": trained.reused,
+            "detection": trained.detection,
         },
     )
 
@@ -93,6 +101,7 @@ class Trained:
     valid_metrics: dict[str, float] = field(default_factory=dict)
     best_epoch: int = -1
     reused: bool = False
+    detection: dict[str, Any] | None = None
     seconds: float = 0.0
 
     @property
@@ -107,15 +116,36 @@ def _train(config: Config, card: PoisonCard | None, label: str | None) -> Traine
     genuine = without_fakes(train)
     tokens = card.target_items if card is not None else targets_of(config, train)
     targets = {token: int(train.token2id(train.iid_field, token)) for token in tokens}
-    trainer = get_trainer(config)(config, build_model(config, train, genuine))
+    defenses = registry.build_defenses(config["defense"], config["defense_args"])
+    detection = None
+    if defenses.detectors:
+        flagged, detection = _detect(config, defenses.detectors, train)
+        train_data = screened(train_data, flagged)
+    model_class = defended(config.model_class, defenses.loss) if defenses.loss else config.model_class
+    trained_on = train_data._dataset
+    model = build_model(config, trained_on, without_fakes(trained_on), model_class)
+    trainer = get_trainer(config)(config, model)
     trainer.know_items(train)
     trainer.label = label or f"{config['model']} {'clean' if card is None else 'attacked'}"
     ranks_in_test = attach_targets(trainer, splits, torch.tensor(list(targets.values())))
-    trained = Trained(trainer, test_data, splits, genuine, targets, ranks_in_test)
+    trained = Trained(trainer, test_data, splits, genuine, targets, ranks_in_test, detection=detection)
     started = time.perf_counter()
     _fit_or_reuse(config, trained, train_data, valid_data, cacheable=card is None and bool(config["cache_clean"]))
     trained.seconds = time.perf_counter() - started
     return trained
+
+
+def _detect(config: Config, detectors, train) -> tuple[NDArray[np.bool_], dict[str, Any]]:
+    """Who is flagged by any of the detectors, and how right they are together (the defense never learns that).
+
+    Shape: ``(n_users,)``, bool, without the padding user.
+    """
+    view = defender_view(train)
+    found = [one(view, rng=stage_rng(config["seed"], f"defense {type(one).__name__}")) for one in detectors]
+    flagged = np.logical_or.reduce([detection.flagged for detection in found])
+    is_fake = np.arange(len(flagged)) >= len(flagged) - train.n_fake_users
+    scores = np.mean([rankdata(detection.scores) for detection in found], axis=0)
+    return flagged, detection_report(Detection(scores, flagged), is_fake)
 
 
 def _fit_or_reuse(config: Config, trained: Trained, train_data, valid_data, cacheable: bool) -> None:
@@ -263,7 +293,8 @@ def baseline_config(config: Config, files, config_dict, command_line) -> Config 
     given = {k: v for k, v in config.external_config_dict.items() if k not in foreign}
     given = {k: v for k, v in given.items() if k not in ("model", "dataset", "preset", "defense", "defense_args")}
     given.update(protocol=config["protocol"], baseline="none")
-    return Config(name, config["dataset"], None, given, {".".join(k): v for k, v in config._dotted.items()})
+    dotted = {".".join(path): value for path, value in config._dotted.items() if path[0] != "defense_args"}
+    return Config(name, config["dataset"], None, given, dotted)
 
 
 __all__ = ["baseline_config", "make_card", "run_attack", "run_recbole_robust", "train_and_evaluate"]

@@ -28,9 +28,10 @@ from recbole_robust.attacks import (
     Segment,
 )
 from recbole_robust.config_checks import read_yaml
+from recbole_robust.defenses import AT, GDA, RCE, TCE, VAT, LossDefense, PamaCF
 from recbole_robust.model import MF, DampedMean, Pop, PurifyAugMF
 from recbole_robust.properties_path import properties_dir
-from recbole_robust.types import Attack, UserError
+from recbole_robust.types import Attack, Detector, UserError
 
 ATTACKS: dict[str, type] = {
     "Random": Random,
@@ -47,7 +48,14 @@ ATTACKS: dict[str, type] = {
     "DPA2DL": DPA2DL,
 }
 
-DEFENSES: dict[str, type] = {}
+DEFENSES: dict[str, type] = {
+    "AT": AT,
+    "VAT": VAT,
+    "PamaCF": PamaCF,
+    "GDA": GDA,
+    "TCE": TCE,
+    "RCE": RCE,
+}
 
 MODELS: dict[str, type] = {
     "MF": MF,
@@ -132,20 +140,77 @@ def get_model(name: str, what: str = "model") -> type:
     return MODELS[name] if name in MODELS else recbole_get_model(name)
 
 
-def build(kind: str, registry: Mapping[str, type], name: str, arguments: Mapping[str, Any] | None) -> Any:
-    """Build the frozen dataclass that ``name`` stands for from ``<kind>_args``; strict about its fields' names."""
+def build(
+    kind: str, registry: Mapping[str, type], name: str, arguments: Mapping[str, Any] | None, key: str | None = None
+) -> Any:
+    """Build the frozen dataclass that ``name`` stands for from ``<kind>_args``; strict about its fields' names.
+
+    Args:
+        key: where the arguments stand, if not there.
+    """
+    key = key or f"{kind}_args"
     if not isinstance(name, str) or name not in registry:
         raise unknown(kind, name, registry)
     if arguments is not None and not isinstance(arguments, Mapping):
-        raise UserError(f"{kind}_args: expected a mapping of hyper-parameters, got {arguments!r}")
+        raise UserError(f"{key}: expected a mapping of hyper-parameters, got {arguments!r}")
     arguments = dict(arguments or {})
     fields = {field.name for field in dataclasses.fields(registry[name])}
-    for key in arguments:
-        if key not in fields:
-            raise unknown(f"key of {name}", f"{kind}_args.{key}", [f"{kind}_args.{field}" for field in fields])
+    for argument in arguments:
+        if argument not in fields:
+            raise unknown(f"key of {name}", f"{key}.{argument}", [f"{key}.{field}" for field in fields])
     return registry[name](**arguments)
 
 
 def build_attack(name: str, arguments: Mapping[str, Any] | None = None) -> Attack:
     """The attack ``name`` with the hyper-parameters of ``attack_args``."""
     return build("attack", ATTACKS, name, arguments)
+
+
+@dataclasses.dataclass(frozen=True)
+class Defenses:
+    """What ``defense`` names: any number of detectors, which work before the training, and at most one loss."""
+
+    detectors: tuple[Detector, ...] = ()
+    loss: LossDefense | None = None
+
+
+def defense_names(defense: object) -> list[str]:
+    """The names in ``defense``: one, several with commas, or a list.
+
+    Raises:
+        UserError: no such defense, or one twice.
+    """
+    names = [name.strip() for name in defense.split(",")] if isinstance(defense, str) else defense
+    for name in names if isinstance(names, list | tuple) else [defense]:
+        if not isinstance(name, str) or name not in DEFENSES:
+            raise unknown("defense", name, DEFENSES)
+    if len(set(names)) < len(names):  # type: ignore[arg-type]
+        raise UserError(f"defense: expected each name once, got {', '.join(names)}")  # type: ignore[arg-type]
+    return list(names)  # type: ignore[call-overload]
+
+
+def build_defenses(defense: object, arguments: Mapping[str, Any] | None = None) -> Defenses:
+    """The defenses that ``defense`` names, with the hyper-parameters of ``defense_args``.
+
+    Args:
+        arguments: of one defense its hyper-parameters; of several a mapping of them for each name.
+
+    Raises:
+        UserError: an unknown name or hyper-parameter, or two defenses that both change the loss.
+    """
+    if defense is None:
+        return Defenses()
+    names = defense_names(defense)
+    if len(names) == 1:
+        built = {names[0]: build("defense", DEFENSES, names[0], arguments)}
+    else:
+        arguments = arguments or {}
+        for key in arguments:
+            if key not in names:
+                raise unknown("key of several defenses", f"defense_args.{key}", [f"defense_args.{n}" for n in names])
+        built = {n: build("defense", DEFENSES, n, arguments.get(n), f"defense_args.{n}") for n in names}
+    losses = [name for name, one in built.items() if one.kind == "loss"]
+    if len(losses) > 1:
+        raise UserError(f"defense: expected at most one that changes the loss, got {', '.join(losses)}")
+    detectors = tuple(one for one in built.values() if one.kind == "detector")
+    return Defenses(detectors, built[losses[0]] if losses else None)

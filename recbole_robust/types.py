@@ -215,7 +215,7 @@ class Attack(Protocol):
 
 
 class Detector(Protocol):
-    """A defense before the training: a frozen dataclass of hyper-parameters that is called with what a defender sees."""
+    """A defense before the training: a frozen dataclass of hyper-parameters, called with what a defender sees."""
 
     def __call__(self, view: DefenderView, *, rng: np.random.Generator) -> Detection: ...
 

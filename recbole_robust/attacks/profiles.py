@@ -6,12 +6,12 @@ fake profiles; no array is ever ``n_users x n_items``.
 
 from __future__ import annotations
 
-from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from recbole_robust import arguments
 from recbole_robust.types import AttackerView, Budget, FakeProfiles, FloatArray, IntArray, Knowledge, UserError
 
 Intent = Literal["push", "nuke"]
@@ -28,16 +28,11 @@ class Informed(Protocol):
 
 def require(condition: bool, key: str, expected: str, got: object) -> None:
     """Raise a :class:`UserError` that names ``attack_args.<key>`` unless ``condition`` holds."""
-    if not condition:
-        raise UserError(f"attack_args.{key}: expected {expected}, got {got!r}")
+    arguments.require(condition, f"attack_args.{key}", expected, got)
 
 
 def require_number(key: str, value: object, low: float, high: float = np.inf, *, integer: bool = False) -> None:
-    """Raise a :class:`UserError` unless ``value`` is a finite number in ``[low, high]``; a boolean is no number."""
-    kind = "an integer" if integer else "a number"
-    expected = f"{kind} of at least {low:g}" if high == np.inf else f"{kind} from {low:g} to {high:g}"
-    is_number = isinstance(value, Integral if integer else Real) and not isinstance(value, bool)
-    require(is_number and bool(np.isfinite(value)) and low <= value <= high, key, expected, value)  # type: ignore
+    arguments.require_number(f"attack_args.{key}", value, low, high, integer=integer)
 
 
 def require_items(key: str, value: Any) -> tuple[Any, ...] | None:
@@ -48,8 +43,7 @@ def require_items(key: str, value: Any) -> tuple[Any, ...] | None:
 
 
 def require_choice(key: str, value: object, choices: Any) -> None:
-    """Raise a :class:`UserError` unless ``value`` is one of the strings of the ``Literal`` type ``choices``."""
-    require(value in get_args(choices), key, f"one of {', '.join(get_args(choices))}", value)
+    arguments.require_choice(f"attack_args.{key}", value, choices)
 
 
 def check_request(

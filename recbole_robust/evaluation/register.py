@@ -137,15 +137,17 @@ class RobustCollector(Collector):
     Attributes:
         target_pass: ranks the targets in the evaluation at hand; None where nobody asks for them.
         shares_scores: whether that evaluation's own scores serve the target pass, so that nothing is scored twice.
+        train: the training split before any defense; None: that of the loader it is handed.
     """
 
     target_pass: TargetPass | None = None
     shares_scores = False
     trainer = None
+    train = None
 
     def data_collect(self, train_data) -> None:
         """RecBole's, which fails on the loaders of knowledge-aware models, from the genuine rows of the split."""
-        train = train_data._dataset
+        train = train_data._dataset if self.train is None else self.train
         n_fake = _n_fake(train)
         rows = slice(train.n_genuine_rows if n_fake else None)
         values = {
@@ -195,7 +197,7 @@ def attach_targets(trainer, splits, target_items: Tensor) -> Callable[[], Target
     if hasattr(trainer.model, "pinned_items"):  # a model that scores only some items exactly must score these so
         trainer.model.pinned_items = target_items
     collector = RobustCollector(trainer.config)
-    collector.trainer = trainer
+    collector.trainer, collector.train = trainer, splits[0]
     trainer.eval_collector = collector
     passes: dict[str, TargetPass] = {}
 

@@ -1,0 +1,29 @@
+"""Checks of hyper-parameters: one clear line that names the key, what was expected and what came."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any, get_args
+
+import numpy as np
+
+from recbole_robust.types import UserError
+
+
+def require(condition: bool, key: str, expected: str, got: object) -> None:
+    """Raise a :class:`UserError` that names ``key`` unless ``condition`` holds."""
+    if not condition:
+        raise UserError(f"{key}: expected {expected}, got {got!r}")
+
+
+def require_number(key: str, value: object, low: float, high: float = np.inf, *, integer: bool = False) -> None:
+    """Raise a :class:`UserError` unless ``value`` is a finite number in ``[low, high]``; a boolean is no number."""
+    kind = "an integer" if integer else "a number"
+    expected = f"{kind} of at least {low:g}" if high == np.inf else f"{kind} from {low:g} to {high:g}"
+    is_number = isinstance(value, Integral if integer else Real) and not isinstance(value, bool)
+    require(is_number and bool(np.isfinite(value)) and low <= value <= high, key, expected, value)  # type: ignore
+
+
+def require_choice(key: str, value: object, choices: Any) -> None:
+    """Raise a :class:`UserError` unless ``value`` is one of the strings of the ``Literal`` type ``choices``."""
+    require(value in get_args(choices), key, f"one of {', '.join(get_args(choices))}", value)

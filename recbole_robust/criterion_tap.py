@@ -1,0 +1,87 @@
+"""CriterionTap: the losses of a RecBole model sample by sample, and a mean of them that someone else chooses.
+
+Most models of RecBole hand their scores to one criterion, a child module that returns a mean. The tap takes its place:
+the model does not notice, its regularisation and its other losses stay as they are, and its ``state_dict`` too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from recbole.model.loss import BPRLoss
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recbole_robust.types import UserError
+
+FIRST_CHOICE = "loss_fct"  # what RecBole's sequential models call the criterion of the recommendation itself
+
+
+@dataclass(frozen=True)
+class SampleLosses:
+    """What a criterion would have averaged.
+
+    Attributes:
+        losses: minus the logarithm of the probability that the model gives to what was observed. Shape: ``(B,)``.
+        is_positive: of the samples, those that somebody interacted with; the others are sampled negatives.
+            Shape: ``(B,)``.
+    """
+
+    losses: Tensor
+    is_positive: Tensor
+
+
+class CriterionTap(nn.Module):
+    """Stands where a criterion stood; ``reduce`` makes one number of the samples' losses, None leaves it a mean."""
+
+    def __init__(self, criterion: nn.Module) -> None:
+        super().__init__()
+        self.criterion = criterion
+        self.reduce: Callable[[SampleLosses], Tensor] | None = None
+
+    def forward(self, *args: Tensor) -> Tensor:
+        if self.reduce is None:
+            return self.criterion(*args)
+        return self.reduce(sample_losses(self.criterion, *args))
+
+
+def sample_losses(criterion: nn.Module, *args: Tensor) -> SampleLosses:
+    """The losses that a call of ``criterion`` averages, one by one."""
+    if isinstance(criterion, BPRLoss):
+        positive, negative = args
+        losses = -torch.log(criterion.gamma + torch.sigmoid(positive - negative))
+        return SampleLosses(losses.flatten(), torch.ones_like(losses, dtype=torch.bool).flatten())
+    scores, target = args
+    if isinstance(criterion, nn.CrossEntropyLoss):
+        losses = F.cross_entropy(scores, target, weight=criterion.weight, reduction="none")
+        return SampleLosses(losses, torch.ones_like(losses, dtype=torch.bool))
+    bce = F.binary_cross_entropy_with_logits if isinstance(criterion, nn.BCEWithLogitsLoss) else F.binary_cross_entropy
+    return SampleLosses(bce(scores, target, reduction="none").flatten(), target.flatten() > 0)
+
+
+def attach(model: nn.Module) -> CriterionTap:
+    """Put a tap in the place of the model's criterion and return it.
+
+    Raises:
+        UserError: no criterion that can be tapped, or several.
+    """
+    found = {
+        name: child
+        for name, child in model.named_children()
+        if isinstance(child, BPRLoss)
+        or (isinstance(child, nn.BCEWithLogitsLoss | nn.BCELoss | nn.CrossEntropyLoss) and child.reduction == "mean")
+    }
+    if FIRST_CHOICE in found:
+        found = {FIRST_CHOICE: found[FIRST_CHOICE]}
+    if len(found) != 1:
+        got = ", ".join(found) or "none"
+        raise UserError(
+            f"model: expected one criterion (BPR, BCE or cross-entropy) whose samples can be weighed, as in BPR, "
+            f"NeuMF, LightGCN, DIN or SASRec, got {got} in this one"
+        )
+    (name, criterion), *_ = found.items()
+    tap = CriterionTap(criterion)
+    setattr(model, name, tap)
+    return tap

@@ -1,0 +1,270 @@
+"""Adversarial losses: the loss of a batch once more, on vectors moved to where it is worst.
+
+``L = loss + weight * loss(x + delta)`` with ``x`` the vectors of the users and items of a batch (the propagated ones of
+a graph model) and ``delta`` a constant: :class:`AT`, :class:`VAT` and :class:`PamaCF` differ in its length only,
+:class:`GDA` draws candidates at random and takes the worst. Nothing is perturbed in an evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from recbole_robust.arguments import require_choice, require_number
+from recbole_robust.defenses.defended import Loss, add, is_on
+from recbole_robust.defenses.embeddings import (
+    Vectors,
+    check_model,
+    gradients,
+    lookup,
+    loss_kind,
+    reduce,
+    sample_losses,
+)
+
+Delta = Literal["row", "sample"]
+Direction = Literal["gradient", "random"]
+EPS_OF = {"MSE": 0.05, "BPR": 0.5, "BCE": 0.5}  # the authors': of APT's explicit AT, and of AMF
+
+
+@dataclass(frozen=True)
+class Adversarial:
+    """What the four have in common; see the module.
+
+    Args:
+        eps: length of a perturbation (L2, in the unit of the vectors); None: 0.05 for ratings, 0.5 else.
+            (Default: None)
+        weight: of the adversarial loss. (Default: 1)
+        start_epoch: epochs without it, at the beginning. (Default: 5)
+        relative: multiply ``eps`` by the mean norm of the batch's vectors, so that it means the same whatever their
+            scale. (Default: False)
+    """
+
+    eps: float | None = None
+    weight: float = 1.0
+    start_epoch: int = 5
+    relative: bool = False
+
+    kind: ClassVar[str] = "loss"
+
+    def __post_init__(self) -> None:
+        if self.eps is not None:
+            require_number("defense_args.eps", self.eps, 0)
+        require_number("defense_args.weight", self.weight, 0)
+        require_number("defense_args.start_epoch", self.start_epoch, 0, integer=True)
+
+    def check(self, model: str, explicit: bool) -> None:
+        check_model(type(self).__name__, model)
+
+    def attach(self, model: Any) -> None: ...
+
+    def loss(self, model: Any, interaction: Any, own_loss: Loss) -> Loss:
+        if self.weight == 0 or not is_on(model, self.start_epoch):
+            return own_loss
+        with torch.autocast(interaction[model.USER_ID].device.type, enabled=False):  # half precision loses gradients
+            ids, vectors = lookup(model, interaction)
+            moved = self.moved(model, interaction, ids, vectors)
+            return add(own_loss, self.weight * reduce(model, sample_losses(model, interaction, moved)))
+
+    def moved(self, model: Any, interaction: Any, ids: list[Tensor], vectors: Vectors) -> Vectors:
+        """The vectors with their perturbations, which are constants. Shape: as ``vectors``, each ``(B, d)``."""
+        raise NotImplementedError
+
+    def lengths(self, model: Any, interaction: Any, vectors: Vectors) -> list[Tensor]:
+        """``eps`` for each of the vectors' parts, on their scale where it is relative. Shape: scalars."""
+        eps = EPS_OF[loss_kind(model, interaction)] if self.eps is None else self.eps
+        if not self.relative:
+            return [x.new_tensor(eps) for x in vectors]
+        return [eps * x.detach().norm(dim=1).mean() for x in vectors]
+
+
+@dataclass(frozen=True)
+class AT(Adversarial):
+    """Adversarial training: the vectors move along the gradient of the loss, all by the same length.
+
+    Reference: X. He, Z. He, X. Du, T.-S. Chua. Adversarial Personalized Ranking for Recommendation. SIGIR 2018
+    (eq. 8-12). On ratings: the AT row of C. Wu et al. (SIGIR 2021), from their code.
+
+    Args:
+        delta: ``row``, as the authors: one perturbation for a row of a table, along the sum of its gradients over the
+            batch; ``sample``: one for each sample, as VAT's and PamaCF's code. (Default: ``row``)
+        direction: ``gradient``, or ``random``, the authors' control. (Default: ``gradient``)
+    """
+
+    delta: Delta = "row"
+    direction: Direction = "gradient"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("defense_args.delta", self.delta, Delta)
+        require_choice("defense_args.direction", self.direction, Direction)
+
+    def moved(self, model: Any, interaction: Any, ids: list[Tensor], vectors: Vectors) -> Vectors:
+        if self.direction == "random":
+            steps = [torch.randn_like(x) for x in vectors]
+        else:
+            steps = gradients(model, interaction, vectors)[0]
+        lengths = self.lengths(model, interaction, vectors)
+        if self.delta == "row":
+            steps = [unit_by_row(ids[0], steps[0]), *_unit_by_item(ids[1:], steps[1:])]
+            return tuple(torch.addcmul(x, eps, step) for x, eps, step in zip(vectors, lengths, steps, strict=True))
+        return tuple(along(x, step, eps) for x, eps, step in zip(vectors, lengths, steps, strict=True))
+
+
+@dataclass(frozen=True)
+class VAT(Adversarial):
+    """Vulnerability-aware AT: users whose loss is low, the well-fitted ones, get the longer perturbations.
+
+    ``eps_u = eps * scale * sigmoid(mean loss / loss of u - 1)``, for all vectors of a sample of user u; the loss of u
+    is the mean of its samples in the batch, the mean is over the users of the batch.
+
+    Reference: K. Zhang, Q. Cao, Y. Wu, F. Sun, H. Shen, X. Cheng. Improving the Shortest Plank: Vulnerability-Aware
+    Adversarial Training for Robust Recommender System. RecSys 2024. (The authors sum a user's losses, but draw users,
+    each with one sample; RecBole draws interactions, so that a sum would call active users robust.)
+
+    Args:
+        scale: coefficients lie between ``scale * sigmoid(-1)`` and ``scale``; 1 at equal losses where it is 2.
+            (Default: 2)
+    """
+
+    scale: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number("defense_args.scale", self.scale, 0)
+
+    def moved(self, model: Any, interaction: Any, ids: list[Tensor], vectors: Vectors) -> Vectors:
+        steps, losses = gradients(model, interaction, vectors)
+        coefficient = self.scale * torch.sigmoid(self.vulnerability(ids[0], vectors[0].detach(), losses) - 1)
+        lengths = self.lengths(model, interaction, vectors)
+        return tuple(along(x, step, eps * coefficient) for x, step, eps in zip(vectors, steps, lengths, strict=True))
+
+    def vulnerability(self, users: Tensor, user_vectors: Tensor, losses: Tensor) -> Tensor:
+        """1 for a user like the mean, more for one who is more vulnerable. Shape: ``(B,)``."""
+        distinct, where = torch.unique(users, return_inverse=True)
+        sums = losses.new_zeros(len(distinct)).index_add_(0, where, losses)
+        means = sums / torch.bincount(where)
+        return (means.mean() / (means + 1e-9))[where]
+
+
+@dataclass(frozen=True)
+class PamaCF(VAT):
+    """Personalised magnitudes: users of a large norm get the longer perturbations.
+
+    ``eps_u = eps * scale * sigmoid(|p_u|^2 / mean |p|^2 - 1)``, the mean over the samples of the batch.
+
+    Reference: K. Zhang, Q. Cao, F. Sun, Y. Wu, S. Tao, H. Shen, X. Cheng. Understanding and Improving Adversarial
+    Collaborative Filtering for Robust Recommendation. NeurIPS 2024.
+    """
+
+    def vulnerability(self, users: Tensor, user_vectors: Tensor, losses: Tensor) -> Tensor:
+        squares = user_vectors.pow(2).sum(dim=1)
+        return squares / squares.mean().clamp_min(1e-12)
+
+
+@dataclass(frozen=True)
+class GDA(Adversarial):
+    """Gaussian data augmentation: of ``n_candidates`` random neighbours of a sample, the one of the largest loss.
+
+    A sample is its vectors side by side. ``da2`` first moves it by ``eps`` along the gradient, ``da1`` does not,
+    ``both`` takes the worst of either. Equivalent, for small noise, to a penalty on the norm of the gradient.
+
+    Reference: Z. Wang, X. Chen et al. Robust Recommendation with Adversarial Gaussian Data Augmentation. WWW 2023.
+    No code was published; the constants are ours.
+
+    Args:
+        n_candidates: neighbours drawn for each sample and kind. (Default: 5)
+        sigma: standard deviation of the noise, times the root mean square of the batch's vectors. (Default: 0.1)
+        mode: ``da1``, ``da2`` or ``both``. (Default: ``da2``)
+    """
+
+    n_candidates: int = 5
+    sigma: float = 0.1
+    mode: Literal["da1", "da2", "both"] = "da2"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number("defense_args.n_candidates", self.n_candidates, 1, integer=True)
+        require_number("defense_args.sigma", self.sigma, 0)
+        require_choice("defense_args.mode", self.mode, Literal["da1", "da2", "both"])
+
+    def moved(self, model: Any, interaction: Any, ids: list[Tensor], vectors: Vectors) -> Vectors:
+        x = [vector.detach() for vector in vectors]
+        mean_square = torch.stack([part.pow(2).mean() for part in x]).mean()
+        sigma = float(self.sigma * mean_square.sqrt())
+        centres = [x] if self.mode in ("da1", "both") else []
+        if self.mode in ("da2", "both"):
+            steps = gradients(model, interaction, vectors)[0]
+            norm = torch.stack([step.pow(2).sum(dim=1) for step in steps]).sum(dim=0).sqrt()
+            eps = torch.stack(self.lengths(model, interaction, vectors)).mean() / norm.clamp_min(1e-12)
+            centres.append([torch.addcmul(part, eps[:, None], step) for part, step in zip(x, steps, strict=True)])
+        noise = noise_of_epoch(model, x)
+        n_rows = len(x[0])
+        worst_loss = x[0].new_full((n_rows,), -torch.inf)
+        worst_row, worst_centre = torch.zeros_like(ids[0]), torch.zeros_like(ids[0])
+        samples = torch.arange(n_rows, device=x[0].device)
+        with torch.no_grad():
+            for c, centre in enumerate(centres):
+                for start in torch.randint(n_rows + 1, (self.n_candidates,)).tolist():
+                    candidate = tuple(
+                        torch.add(part, z[start : start + n_rows], alpha=sigma)
+                        for part, z in zip(centre, noise, strict=True)
+                    )
+                    losses = sample_losses(model, interaction, candidate)
+                    is_worse = losses > worst_loss
+                    worst_loss = torch.where(is_worse, losses, worst_loss)
+                    worst_row = torch.where(is_worse, samples + start, worst_row)
+                    worst_centre = torch.where(is_worse, c, worst_centre)
+        moved = []
+        for k, vector in enumerate(vectors):
+            centre = centres[0][k]
+            if len(centres) == 2:
+                centre = torch.where((worst_centre == 0)[:, None], centre, centres[1][k])
+            place = torch.add(centre, noise[k].index_select(0, worst_row), alpha=sigma)
+            moved.append(vector + (place - x[k]))  # the gradient is that at ``place``, and goes to the vector
+        return tuple(moved)
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def along(x: Tensor, step: Tensor, length: Tensor) -> Tensor:
+    """``x`` moved by ``length`` in the direction of ``step``, row by row; not at all where the step is zero.
+
+    Shape: ``(B, d)``, ``(B, d)``, ``(B,)`` or a scalar; returns ``(B, d)``.
+    """
+    factor = length / step.norm(dim=1).clamp_min(1e-12)
+    return torch.addcmul(x, factor[:, None], step)
+
+
+def unit_by_row(ids: Tensor, values: Tensor) -> Tensor:
+    """The direction of the sum of the values that have the same id, at each of them; zero where that sum is.
+
+    Shape: ``(B,)``, ``(B, d)`` to ``(B, d)``.
+    """
+    rows = values.new_zeros(int(ids.max()) + 1, values.shape[1])  # as large as the table, which is updated as a whole
+    return F.normalize(rows.index_add_(0, ids, values), dim=1).index_select(0, ids)
+
+
+def _unit_by_item(ids: list[Tensor], values: list[Tensor]) -> Sequence[Tensor]:
+    """:func:`unit_by_row` over positive and negative items together: one that is both has one row."""
+    if len(ids) == 1:
+        return [unit_by_row(ids[0], values[0])]
+    return unit_by_row(torch.cat(ids), torch.cat(values)).split(len(ids[0]))
+
+
+def noise_of_epoch(model: Any, vectors: list[Tensor]) -> list[Tensor]:
+    """Standard normal rows, drawn at the first batch of an epoch; a candidate takes a stretch from a random place.
+
+    Fresh noise for each would take ten times as long as the model. Shape: ``(2 B, d)`` for each of ``(B, d)``.
+    """
+    drawn, epoch = getattr(model, "noise_and_epoch", (None, None))
+    if drawn is None or epoch is None or epoch != model.defense_epoch or len(drawn[0]) < 2 * len(vectors[0]):
+        drawn = [torch.randn(2 * len(x), x.shape[1], device=x.device, dtype=x.dtype) for x in vectors]
+        model.noise_and_epoch = (drawn, model.defense_epoch)
+    return drawn

@@ -1,0 +1,148 @@
+"""Where a model's vectors are, how it scores them, and what it loses by them: all that an adversarial loss has to know.
+
+A model is supported by one line of :data:`EMBEDDINGS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from recbole_robust.types import UserError
+
+Vectors = tuple[Tensor, ...]  # of the users, of the items and, in a pairwise model, of the negative items: (B, d) each
+SAMPLE_WEIGHT = "sample_weight"
+
+
+@dataclass(frozen=True)
+class Tables:
+    """A model with a user and an item table, scored by the inner product (MF, BPR).
+
+    Its ``forward`` gives the vectors of users and items: those of the loss under way are taken, so that the tables'
+    gradient is summed once.
+    """
+
+    reduction: str = "mean"  # of the model's own loss over a batch
+
+    def user_and_items(self, model: Any, users: Tensor, items: list[Tensor]) -> Vectors:
+        user, item = model.forwarded[0]
+        return user, item, *(model.get_item_embedding(item) for item in items[1:])
+
+    def score(self, model: Any, user: Tensor, item: Tensor) -> Tensor:
+        return (user * item).sum(dim=1)
+
+    def gradients(self, model: Any, interaction: Any, vectors: Vectors) -> tuple[list[Tensor], Tensor]:
+        """See :func:`gradients`: by the scores alone first, then ``d(p . q) = q dp + p dq``."""
+        user, items = vectors[0].detach(), [item.detach() for item in vectors[1:]]
+        scores = [self.score(model, user, item).requires_grad_() for item in items]
+        losses = losses_of(model, interaction, scores)
+        slopes = [slope[:, None] for slope in torch.autograd.grad(losses.sum(), scores)]
+        by_user = slopes[0] * items[0]
+        for slope, item in zip(slopes[1:], items[1:], strict=True):
+            by_user.addcmul_(slope, item)
+        return [by_user, *(slope * user for slope in slopes)], losses.detach()
+
+
+@dataclass(frozen=True)
+class Propagated(Tables):
+    """A graph model whose ``forward`` gives the propagated tables; those of the loss under way are taken."""
+
+    def user_and_items(self, model: Any, users: Tensor, items: list[Tensor]) -> Vectors:
+        user_table, item_table = model.forwarded[0][:2]
+        return user_table[users], *(item_table[item] for item in items)
+
+
+@dataclass(frozen=True)
+class NeuMFTables(Tables):
+    """NeuMF has two tables a side, one for its product and one for its perceptron: read as one vector."""
+
+    def user_and_items(self, model: Any, users: Tensor, items: list[Tensor]) -> Vectors:
+        user = torch.cat([model.user_mf_embedding(users), model.user_mlp_embedding(users)], dim=1)
+        return user, *(torch.cat([model.item_mf_embedding(i), model.item_mlp_embedding(i)], dim=1) for i in items)
+
+    def score(self, model: Any, user: Tensor, item: Tensor) -> Tensor:
+        size = model.mf_embedding_size
+        parts = []
+        if model.mf_train:
+            parts.append(user[:, :size] * item[:, :size])
+        if model.mlp_train:
+            parts.append(model.mlp_layers(torch.cat([user[:, size:], item[:, size:]], dim=1)))
+        return model.predict_layer(torch.cat(parts, dim=1)).squeeze(-1)
+
+    def gradients(self, model: Any, interaction: Any, vectors: Vectors) -> tuple[list[Tensor], Tensor]:
+        free = [x.detach().requires_grad_() for x in vectors]
+        losses = sample_losses(model, interaction, tuple(free))
+        return list(torch.autograd.grad(losses.sum(), free)), losses.detach()
+
+
+EMBEDDINGS: dict[str, Tables] = {
+    "MF": Tables(),
+    "BPR": Tables(),
+    "LightGCN": Propagated(),
+    "NGCF": Propagated(),
+    "SGL": Propagated(reduction="sum"),
+    "NeuMF": NeuMFTables(),
+}
+
+
+def check_model(defense: str, model: str) -> None:
+    """Raise a :class:`UserError` that names the supported models unless ``model`` is one."""
+    if model not in EMBEDDINGS:
+        raise UserError(f"defense: expected one of {', '.join(EMBEDDINGS)} under {defense}, got {model}")
+
+
+def loss_kind(model: Any, interaction: Any) -> str:
+    """``BPR`` where the batch has negative items, ``MSE`` where the model learns ratings, else ``BCE`` on labels."""
+    if getattr(model, "NEG_ITEM_ID", None) in interaction:
+        return "BPR"
+    return "MSE" if hasattr(model, "rating_target") else "BCE"
+
+
+def lookup(model: Any, interaction: Any) -> tuple[list[Tensor], Vectors]:
+    """The ids of a batch (users, items, negative items if there are) and their vectors, with their gradient.
+
+    Shape: ids ``(B,)`` each, vectors ``(B, d)`` each.
+    """
+    ids = [interaction[model.USER_ID], interaction[model.ITEM_ID]]
+    if loss_kind(model, interaction) == "BPR":
+        ids.append(interaction[model.NEG_ITEM_ID])
+    return ids, EMBEDDINGS[model.defended_name].user_and_items(model, ids[0], ids[1:])
+
+
+def sample_losses(model: Any, interaction: Any, vectors: Vectors) -> Tensor:
+    """The loss of each sample for some vectors. Shape: ``(B,)``."""
+    scores = [EMBEDDINGS[model.defended_name].score(model, vectors[0], item) for item in vectors[1:]]
+    return losses_of(model, interaction, scores)
+
+
+def losses_of(model: Any, interaction: Any, scores: list[Tensor]) -> Tensor:
+    """BPR, squared error or cross-entropy of each sample, as the model has it, times its ``sample_weight`` if any.
+
+    Shape: ``scores`` of the items and, for BPR, of the negative ones, and the result: ``(B,)``.
+    """
+    kind = loss_kind(model, interaction)
+    if kind == "BPR":
+        losses = F.softplus(scores[1] - scores[0])
+    elif kind == "MSE":
+        losses = (scores[0] - model.rating_target(interaction)).pow(2)
+    else:
+        losses = F.binary_cross_entropy_with_logits(scores[0], interaction[model.LABEL], reduction="none")
+    return losses * interaction[SAMPLE_WEIGHT] if SAMPLE_WEIGHT in interaction else losses
+
+
+def gradients(model: Any, interaction: Any, vectors: Vectors) -> tuple[list[Tensor], Tensor]:
+    """The gradient of each sample's loss by its own vectors, and the losses; nothing reaches the parameters.
+
+    Shape: ``(B, d)`` for each of ``vectors``, and ``(B,)``.
+    """
+    with torch.enable_grad():
+        return EMBEDDINGS[model.defended_name].gradients(model, interaction, vectors)
+
+
+def reduce(model: Any, losses: Tensor) -> Tensor:
+    """The losses of a batch as one number, as the model's own loss reduces them."""
+    return losses.sum() if EMBEDDINGS[model.defended_name].reduction == "sum" else losses.mean()
