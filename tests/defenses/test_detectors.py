@@ -342,6 +342,13 @@ def test_fap_without_seeds_suspects_nobody():
     assert (found.scores == 0).all()
 
 
+def test_a_seed_without_ratings_has_nothing_to_drop():
+    found = detect(FAP(seed_users=(3, 6), n_flag=40), toy())
+    assert found.scores[3] == 1
+    assert found.flagged[6]
+    assert not found.flagged[3]
+
+
 @pytest.mark.parametrize("attack", [Random(), Average(), CopyProfile()], ids=repr)
 @pytest.mark.parametrize("mode", ["all", "split"])
 def test_fakes_that_share_a_target_with_a_seed_rank_above_other_users(attack, mode, genuine):
