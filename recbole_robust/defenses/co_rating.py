@@ -24,11 +24,12 @@ class CoRating(Threshold):
 
     over the items that u and v both gave the top rating. The threshold looks at its square root, which is nearly
     symmetrical over genuine users (the logarithm is skewed to the left). ``length_power`` 1/2 asks too little of long
-    profiles: over genuine users G_uv grows like n_u^0.9. On MovieLens-1M with 181 fakes, 3/4 lets the threshold find
-    98 to 100 % of them at .8 % of the genuine users; 1/2 finds 17 to 50 % at .6 %.
+    profiles: over MovieLens users the mean grows like n_u^0.9. On MovieLens-1M with 181 fakes, 3/4 lets the threshold
+    find 98 to 100 % of them at .8 % of the genuine users; 1/2 finds 17 to 50 % at .6 %.
 
-    It is blind where each fake rates a target of its own (``target_mode: split``), where targets are rated lowest
-    (``intent: nuke``), where the fakes are so many that their targets are no longer rare, and on data without ratings.
+    It is weak where each fake rates a target of its own (``target_mode: split``), where the fakes are so many that
+    their targets are no longer rare, and on data without ratings; it is blind where targets are rated lowest
+    (``intent: nuke``).
 
     Args:
         n_neighbours: closest users that count. (Default: 20)
