@@ -16,12 +16,17 @@ def require(condition: bool, key: str, expected: str, got: object) -> None:
         raise UserError(f"{key}: expected {expected}, got {got!r}")
 
 
+def is_number(value: Any, *, integer: bool = False) -> bool:
+    """A finite number; a boolean is none."""
+    kind = Integral if integer else Real
+    return isinstance(value, kind) and not isinstance(value, bool) and bool(np.isfinite(value))  # type: ignore
+
+
 def require_number(key: str, value: object, low: float, high: float = np.inf, *, integer: bool = False) -> None:
-    """Raise a :class:`UserError` unless ``value`` is a finite number in ``[low, high]``; a boolean is no number."""
+    """Raise a :class:`UserError` unless ``value`` is a finite number in ``[low, high]``."""
     kind = "an integer" if integer else "a number"
     expected = f"{kind} of at least {low:g}" if high == np.inf else f"{kind} from {low:g} to {high:g}"
-    is_number = isinstance(value, Integral if integer else Real) and not isinstance(value, bool)
-    require(is_number and bool(np.isfinite(value)) and low <= value <= high, key, expected, value)  # type: ignore
+    require(is_number(value, integer=integer) and low <= value <= high, key, expected, value)  # type: ignore
 
 
 def require_choice(key: str, value: object, choices: Any) -> None:

@@ -29,7 +29,7 @@ from recbole_robust.data.load import data_digest, prepare
 from recbole_robust.data.poison import targets_of
 from recbole_robust.data.screening import screened
 from recbole_robust.data.views import defender_view, genuine_item_counts
-from recbole_robust.defenses import defended
+from recbole_robust.defenses import defended, detection_report
 from recbole_robust.evaluation import (
     TargetPass,
     TargetRanks,
@@ -42,7 +42,6 @@ from recbole_robust.evaluation.rating import rating_metrics
 from recbole_robust.initialisation import build_model
 from recbole_robust.poisoning import make_card, run_attack, stored_card
 from recbole_robust.randomness import stage_rng
-from recbole_robust.scores import detection_report
 from recbole_robust.trainer import get_trainer
 from recbole_robust.types import Detection, Outcome, UserError
 

@@ -28,7 +28,7 @@ from recbole_robust.attacks import (
     Segment,
 )
 from recbole_robust.config_checks import read_yaml
-from recbole_robust.defenses import AT, GDA, RCE, TCE, VAT, LossDefense, PamaCF
+from recbole_robust.defenses import AT, FAP, GDA, PCA, RCE, TCE, VAT, CoRating, LossDefense, PamaCF
 from recbole_robust.model import MF, DampedMean, Pop, PurifyAugMF
 from recbole_robust.properties_path import properties_dir
 from recbole_robust.types import Attack, Detector, UserError
@@ -55,6 +55,9 @@ DEFENSES: dict[str, type] = {
     "GDA": GDA,
     "TCE": TCE,
     "RCE": RCE,
+    "PCA": PCA,
+    "FAP": FAP,
+    "CoRating": CoRating,
 }
 
 MODELS: dict[str, type] = {

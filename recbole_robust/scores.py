@@ -85,7 +85,14 @@ def pca_loading(ratings: csr_matrix, n_components: int = 3) -> FloatArray:
     return (left**2).sum(axis=1)
 
 
-def co_rating(ratings: csr_matrix, n_neighbours: int = 20, top_rating: float | None = None) -> FloatArray:
+def co_rating(
+    ratings: csr_matrix,
+    n_neighbours: int = 20,
+    top_rating: float | None = None,
+    *,
+    idf_power: float = 3.0,
+    length_power: float = 0.5,
+) -> FloatArray:
     """How much of its top ratings on rarely rated items a profile shares with its closest users (group evidence).
 
     ``score_u = mean of the 20 largest G_uv, v != u, over sqrt(n_u)`` with ``G_uv`` the sum of ``idf_i^3`` over the
@@ -95,6 +102,8 @@ def co_rating(ratings: csr_matrix, n_neighbours: int = 20, top_rating: float | N
 
     Args:
         top_rating: what counts as one; None: the highest rating there is.
+        idf_power: the 3 above.
+        length_power: that of ``n_u``, the root above.
 
     Reference: none known; the idf weighting is this project's own.
 
@@ -107,7 +116,7 @@ def co_rating(ratings: csr_matrix, n_neighbours: int = 20, top_rating: float | N
     is_top = ratings.data >= (ratings.data.max() if top_rating is None else top_rating)
     top = csr_matrix((is_top.astype(np.float64), ratings.indices, ratings.indptr), shape=ratings.shape, copy=True)
     top.eliminate_zeros()
-    weights = np.log(n_users / np.maximum(_item_counts(ratings), 1)) ** 3
+    weights = np.log(n_users / np.maximum(_item_counts(ratings), 1)) ** idf_power
     weighted, columns = (top @ diags(weights)).tocsr(), top.T.tocsr()
     n_neighbours = min(n_neighbours, n_users - 1)
     rows = max(1, BLOCK_PAIRS // n_users)
@@ -119,7 +128,7 @@ def co_rating(ratings: csr_matrix, n_neighbours: int = 20, top_rating: float | N
             if len(values) > n_neighbours:
                 values = np.partition(values, -n_neighbours)[-n_neighbours:]
             scores[first + row] = values.sum() / n_neighbours
-    return scores / np.sqrt(np.maximum(np.diff(top.indptr), 1))
+    return scores / np.maximum(np.diff(top.indptr), 1).astype(np.float64) ** length_power
 
 
 # --- what a score is worth --------------------------------------------------------------------------------------------

@@ -1,7 +1,31 @@
-"""Defenses: losses around any model here; detectors before the training beside them."""
+"""Defenses of any model; a defense that is a model in itself (PCMF, RGCF, PurifyAugMF) stands in ``model/``.
+
+Detectors, which drop users before the training: :class:`PCA` (too little of their own), :class:`CoRating` (too much
+in common on rare items) and :class:`FAP` (near to suspicious users). :func:`detection_report` says what they are worth.
+
+Losses: the adversarial ones (:class:`AT`, :class:`VAT`, :class:`PamaCF`, :class:`GDA`) add the loss of perturbed
+vectors, the denoising ones (:class:`TCE`, :class:`RCE`) weigh the samples. :func:`defended` puts one around a model.
+"""
 
 from recbole_robust.defenses.adversarial import AT, GDA, VAT, PamaCF
+from recbole_robust.defenses.co_rating import CoRating
 from recbole_robust.defenses.defended import LossDefense, defended
 from recbole_robust.defenses.denoising import RCE, TCE
+from recbole_robust.defenses.detection_report import detection_report
+from recbole_robust.defenses.fap import FAP
+from recbole_robust.defenses.pca import PCA
 
-__all__ = ["AT", "GDA", "RCE", "TCE", "VAT", "LossDefense", "PamaCF", "defended"]
+__all__ = [
+    "AT",
+    "FAP",
+    "GDA",
+    "PCA",
+    "RCE",
+    "TCE",
+    "VAT",
+    "CoRating",
+    "LossDefense",
+    "PamaCF",
+    "defended",
+    "detection_report",
+]

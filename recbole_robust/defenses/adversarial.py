@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recbole_robust.arguments import require_choice, require_number
+from recbole_robust.defenses.checks import require_choice, require_number
 from recbole_robust.defenses.defended import Loss, add, is_on
 from recbole_robust.defenses.embeddings import (
     Vectors,
@@ -54,9 +54,9 @@ class Adversarial:
 
     def __post_init__(self) -> None:
         if self.eps is not None:
-            require_number("defense_args.eps", self.eps, 0)
-        require_number("defense_args.weight", self.weight, 0)
-        require_number("defense_args.start_epoch", self.start_epoch, 0, integer=True)
+            require_number("eps", self.eps, 0)
+        require_number("weight", self.weight, 0)
+        require_number("start_epoch", self.start_epoch, 0, integer=True)
 
     def check(self, model: str, explicit: bool) -> None:
         check_model(type(self).__name__, model)
@@ -101,8 +101,8 @@ class AT(Adversarial):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_choice("defense_args.delta", self.delta, Delta)
-        require_choice("defense_args.direction", self.direction, Direction)
+        require_choice("delta", self.delta, Delta)
+        require_choice("direction", self.direction, Direction)
 
     def moved(self, model: Any, interaction: Any, ids: list[Tensor], vectors: Vectors) -> Vectors:
         if self.direction == "random":
@@ -136,7 +136,7 @@ class VAT(Adversarial):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_number("defense_args.scale", self.scale, 0)
+        require_number("scale", self.scale, 0)
 
     def moved(self, model: Any, interaction: Any, ids: list[Tensor], vectors: Vectors) -> Vectors:
         steps, losses = gradients(model, interaction, vectors)
@@ -146,10 +146,10 @@ class VAT(Adversarial):
 
     def vulnerability(self, users: Tensor, user_vectors: Tensor, losses: Tensor) -> Tensor:
         """1 for a user like the mean, more for one who is more vulnerable. Shape: ``(B,)``."""
-        distinct, where = torch.unique(users, return_inverse=True)
-        sums = losses.new_zeros(len(distinct)).index_add_(0, where, losses)
-        means = sums / torch.bincount(where)
-        return (means.mean() / (means + 1e-9))[where]
+        counts = torch.bincount(users)
+        means = torch.zeros_like(counts, dtype=losses.dtype).index_add_(0, users, losses) / counts.clamp_min(1)
+        mean = means.sum() / counts.count_nonzero()  # over the users of the batch
+        return mean / (means[users] + 1e-9)
 
 
 @dataclass(frozen=True)
@@ -189,9 +189,9 @@ class GDA(Adversarial):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_number("defense_args.n_candidates", self.n_candidates, 1, integer=True)
-        require_number("defense_args.sigma", self.sigma, 0)
-        require_choice("defense_args.mode", self.mode, Literal["da1", "da2", "both"])
+        require_number("n_candidates", self.n_candidates, 1, integer=True)
+        require_number("sigma", self.sigma, 0)
+        require_choice("mode", self.mode, Literal["da1", "da2", "both"])
 
     def moved(self, model: Any, interaction: Any, ids: list[Tensor], vectors: Vectors) -> Vectors:
         x = [vector.detach() for vector in vectors]

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from recbole_robust.arguments import require_number
 from recbole_robust.criterion_tap import CriterionTap, SampleLosses, attach
+from recbole_robust.defenses.checks import require_number
 from recbole_robust.defenses.defended import Loss
 from recbole_robust.types import UserError
 
@@ -61,9 +61,9 @@ class TCE(Denoising):
     exponent: float = 1.0
 
     def __post_init__(self) -> None:
-        require_number("defense_args.drop_rate", self.drop_rate, 0, 0.99)
-        require_number("defense_args.n_gradual", self.n_gradual, 1, integer=True)
-        require_number("defense_args.exponent", self.exponent, 1e-6)
+        require_number("drop_rate", self.drop_rate, 0, 0.99)
+        require_number("n_gradual", self.n_gradual, 1, integer=True)
+        require_number("exponent", self.exponent, 1e-6)
 
     def reduce(self, samples: SampleLosses, step: int) -> Tensor:
         losses = samples.losses
@@ -92,7 +92,7 @@ class RCE(Denoising):
     alpha: float = 0.2
 
     def __post_init__(self) -> None:
-        require_number("defense_args.alpha", self.alpha, 0)
+        require_number("alpha", self.alpha, 0)
 
     def reduce(self, samples: SampleLosses, step: int) -> Tensor:
         return (samples.losses * torch.exp(-self.alpha * samples.losses.detach())).mean()
