@@ -34,17 +34,19 @@ class SampleLosses:
 
 
 class CriterionTap(nn.Module):
-    """Stands where a criterion stood; ``reduce`` makes one number of the samples' losses, None leaves it a mean."""
+    """Stands where a criterion stood; ``reduce`` makes one number of the samples' losses.
+
+    No ``reduce``, or one that returns None, leaves it to the criterion.
+    """
 
     def __init__(self, criterion: nn.Module) -> None:
         super().__init__()
         self.criterion = criterion
-        self.reduce: Callable[[SampleLosses], Tensor] | None = None
+        self.reduce: Callable[[SampleLosses], Tensor | None] | None = None
 
     def forward(self, *args: Tensor) -> Tensor:
-        if self.reduce is None:
-            return self.criterion(*args)
-        return self.reduce(sample_losses(self.criterion, *args))
+        found = None if self.reduce is None else self.reduce(sample_losses(self.criterion, *args))
+        return self.criterion(*args) if found is None else found
 
 
 def sample_losses(criterion: nn.Module, *args: Tensor) -> SampleLosses:

@@ -34,8 +34,8 @@ class Denoising:
     def loss(self, model: Any, interaction: Any, own_loss: Loss) -> Loss:
         return own_loss  # the tap is in it
 
-    def reduce(self, samples: SampleLosses, step: int) -> Tensor:
-        """The loss of a batch out of its samples'; ``step`` counts the batches before it."""
+    def reduce(self, samples: SampleLosses, step: int) -> Tensor | None:
+        """The loss of a batch out of its samples', None: their mean; ``step`` counts the batches before it."""
         raise NotImplementedError
 
 
@@ -65,12 +65,12 @@ class TCE(Denoising):
         require_number("n_gradual", self.n_gradual, 1, integer=True)
         require_number("exponent", self.exponent, 1e-6)
 
-    def reduce(self, samples: SampleLosses, step: int) -> Tensor:
+    def reduce(self, samples: SampleLosses, step: int) -> Tensor | None:
         losses = samples.losses
         rate = self.drop_rate * min(1.0, step / self.n_gradual) ** self.exponent
         n_dropped = min(len(losses) - int((1 - rate) * len(losses)), int(samples.is_positive.sum()))
         if n_dropped == 0:
-            return losses.mean()
+            return None
         suspects = losses.detach().masked_fill(~samples.is_positive, -torch.inf)
         kept = torch.ones_like(losses).index_fill_(0, suspects.topk(n_dropped).indices, 0.0)
         return (losses * kept).sum() / (len(losses) - n_dropped)
@@ -94,5 +94,7 @@ class RCE(Denoising):
     def __post_init__(self) -> None:
         require_number("alpha", self.alpha, 0)
 
-    def reduce(self, samples: SampleLosses, step: int) -> Tensor:
+    def reduce(self, samples: SampleLosses, step: int) -> Tensor | None:
+        if self.alpha == 0:
+            return None
         return (samples.losses * torch.exp(-self.alpha * samples.losses.detach())).mean()
