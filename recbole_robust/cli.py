@@ -27,6 +27,7 @@ report     render the cells of a folder as Markdown
   -d, --dataset      ml-100k (ships with RecBole), ml-1m, or a folder in data_path (dataset/)
   --attack           Random, Average, Bandwagon, Segment, LoveHate, CopyProfile, AUSH, TNA, DADA, PGA,
                      RevAdv, DPA2DL; none: a clean run
+  --defense          AT, VAT, PamaCF, GDA, TCE, RCE, PCA, FAP, CoRating; detectors combine with one more: CoRating,AT
   --poison           a poison card (a folder) to inject instead of running an attack
   --from_json        attack: a file of fake users as VAT and PamaCF ship them; its item ids are taken as item tokens
   --config_files     YAML files, separated by blanks
@@ -197,7 +198,8 @@ def render(result: dict[str, Any]) -> str:
     """The table of a run: method and baseline, each clean, attacked and lifted, at the largest K."""
     from tabulate import tabulate
 
-    rows = [(result["model"], result["clean"], result["attacked"], result["lift"])]
+    method = f"{result['model']} + {result['defense']}" if result["defense"] else result["model"]
+    rows = [(method, result["clean"], result["attacked"], result["lift"])]
     if result["baseline"]:
         other = result["baseline"]
         rows.append((f"{other['model']} (baseline)", other["clean"], other["attacked"], other["lift"]))
@@ -225,7 +227,12 @@ def render(result: dict[str, Any]) -> str:
     if keys.get("noise_ratio"):
         head += f"noise: {keys['noise_kind']} in {keys['noise_ratio']:.4g} of the {keys['noise_unit']}, "
     head += f"targets {' '.join(result['target_items'])}"
-    return f"{head}\n{tabulate(table, headers=['model', 'data', *names], disable_numparse=True)}"
+    lines = [head, tabulate(table, headers=["model", "data", *names], disable_numparse=True)]
+    for condition, found in (result["detection"] or {}).items():
+        lost = f"{found['n_genuine_lost']} genuine users lost"
+        caught = "" if found["recall"] is None else f"{found['recall']:.0%} of the fakes, AUC {found['auc']:.3f}, "
+        lines.append(f"flagged in the {condition} data: {found['n_flagged']} users, {caught}{lost}")
+    return "\n".join(lines)
 
 
 def render_card(content: dict[str, Any]) -> str:

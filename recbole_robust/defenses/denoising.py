@@ -83,7 +83,8 @@ class RCE(Denoising):
     For a positive that is ``sigmoid(y) ** alpha``, for a negative ``(1 - sigmoid(y)) ** alpha``; for a pair the
     probability that it is ranked rightly. Since its loss is ``-log p``, that is ``exp(-alpha * loss)``, a constant.
 
-    Reference: as :class:`TCE` (eq. 6-8).
+    Reference: W. Wang, F. Feng, X. He, L. Nie, T.-S. Chua. Denoising Implicit Feedback for Recommendation. WSDM 2021
+    (eq. 6-8).
 
     Args:
         alpha: 0 weighs all alike. (Default: 0.2)
