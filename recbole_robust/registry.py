@@ -28,7 +28,7 @@ from recbole_robust.attacks import (
     Segment,
 )
 from recbole_robust.config_checks import read_yaml
-from recbole_robust.model import MF, DampedMean, Pop, PurifyAugMF
+from recbole_robust.model import MF, PCMF, RGCF, DampedMean, Pop, PurifyAugMF
 from recbole_robust.properties_path import properties_dir
 from recbole_robust.types import Attack, UserError
 
@@ -54,6 +54,8 @@ MODELS: dict[str, type] = {
     "DampedMean": DampedMean,
     "Pop": Pop,
     "PurifyAugMF": PurifyAugMF,
+    "PCMF": PCMF,
+    "RGCF": RGCF,
 }
 
 # RecBole's libraries of trees are optional dependencies with an interface of their own: no embeddings, no loss.
