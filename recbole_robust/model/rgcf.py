@@ -81,7 +81,7 @@ class RGCF(GeneralRecommender):
         """The normalised weights of the edges."""
         rows, cols, degree = self.graph.rows, self.graph.cols, self.graph.degree
         if self.prune_threshold < 0:
-            return (degree[rows] * degree[cols]).float().rsqrt()
+            return (degree[rows] * degree[cols]).to(h.dtype).rsqrt()
         weights = self.reliability(h)
         return weights / (self.graph.row_sums(weights) + EPSILON)[rows]
 
