@@ -58,8 +58,9 @@ class BipartiteGraph:
         return _EdgeProducts.apply(x, self)
 
     def _sum(self, values: Tensor, x: Tensor) -> Tensor:
-        options = {"mode": "sum", "per_sample_weights": values, "include_last_offset": True}
-        return F.embedding_bag(self.cols, x, self.offsets, **options)
+        return F.embedding_bag(
+            self.cols, x, self.offsets, mode="sum", per_sample_weights=values, include_last_offset=True
+        )
 
     def _products(self, left: Tensor, right: Tensor) -> Tensor:
         return products_at(self.offsets, self.cols, left, right)

@@ -75,12 +75,13 @@ class PCMF(MF):
     """``min_{P,Q,E} sum over ratings (p_u . q_i - r_ui - E_ui)^2 + 2 tau Psi(E)``: MF with an error in every cell.
 
     E is never stored: each penalty has it in closed form. tau is pcmf_tau times the robust scale of the residuals. That
-    scale, and the norms of the users' residuals, are those of the epoch before; the first pcmf_warmup epochs, and the
-    first one always, are MF's. Without the epoch hooks of our trainer all of them are. It is MF, bit for bit, at
+    scale, and the norms of the users' residuals, are those of the epoch before (the first epoch has no tau). The first
+    pcmf_warmup epochs are MF's; without the epoch hooks of our trainer all of them are. It is MF, bit for bit, at
     pcmf_tau = inf (cell, user, correntropy) or pcmf_trim_rate = 0 (trim).
 
-    Fakes whose ratings the vectors can fit have no residual, and no penalty finds them: cold targets that only fakes
-    rate are such a case.
+    Fakes whose ratings the vectors can fit have no residual, and no penalty finds them. cell and user keep gross errors
+    out of the items' vectors, but not a shilling attack. trim does, after a short warm-up only: the largest residuals
+    are then those of items that are not learnt yet, targets among them, and so they stay, with their genuine ratings.
 
     Shape:
         user_embedding.weight ``(n_users, d)``, item_embedding.weight ``(n_items, d)``; the buffers ``scale`` ``()`` and

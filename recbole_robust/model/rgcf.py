@@ -54,8 +54,8 @@ class RGCF(GeneralRecommender):
         self.prune_threshold, self.aug_ratio = config["prune_threshold"], config["aug_ratio"]
         self.MIM_weight, self.tau = config["MIM_weight"], config["tau"]
         self.aug_every = config["rgcf_aug_every"]
-        pairs = (dataset.inter_feat[field].to(self.device) for field in (self.USER_ID, self.ITEM_ID))
-        self.graph = BipartiteGraph(*pairs, self.n_users, self.n_items)
+        user, item = (dataset.inter_feat[field].to(self.device) for field in (self.USER_ID, self.ITEM_ID))
+        self.graph = BipartiteGraph(user, item, self.n_users, self.n_items)
         self.ones = torch.ones(len(self.graph.rows), device=self.device)
         self.user_encoder = nn.Embedding(self.n_items, config["embedding_size"])
         self.item_encoder = nn.Embedding(self.n_users, config["embedding_size"])

@@ -136,8 +136,9 @@ def test_sample_weights_count(build, ratings):
 
 
 def test_the_buffers_are_those_of_the_whole_epoch(build, ratings):
-    """Several batches of an epoch, unchanged vectors: the users' norms are those of all their residuals."""
+    """Several batches, unchanged vectors: users' norms are those of all their residuals, and of this epoch only."""
     model, rows = build(PCMF), ratings.inter_feat
+    fit(model, rows, epochs=1)
     fit(model, rows, epochs=1, batch_size=300, lr=0.0)
     with torch.no_grad():
         residual = model.predict(rows) / model.rating_scale - model.rating_target(rows)
