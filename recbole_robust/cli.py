@@ -23,7 +23,7 @@ attack     make the fake profiles of an attack and train no victim; prints the p
 benchmark  run a grid of such runs, one JSON a cell; goes on where it was
 report     render the cells of a folder as Markdown
 
-  -m, --model        MF, DampedMean, Pop, PurifyAugMF or any RecBole model
+  -m, --model        MF, DampedMean, Pop, PurifyAugMF, PCMF, RGCF or any RecBole model
   -d, --dataset      ml-100k (ships with RecBole), ml-1m, or a folder in data_path (dataset/)
   --attack           Random, Average, Bandwagon, Segment, LoveHate, CopyProfile, AUSH, TNA, DADA, PGA,
                      RevAdv, DPA2DL; none: a clean run

@@ -47,7 +47,7 @@ from recbole_robust.types import Detection, Outcome, UserError
 
 logger = logging.getLogger(__name__)
 
-BASELINES = {"PurifyAugMF": "MF"}
+BASELINES = {"PurifyAugMF": "MF", "PCMF": "MF", "RGCF": "LightGCN"}
 
 
 def train_and_evaluate(config: Config, card: PoisonCard | None = None, label: str | None = None) -> Outcome:

@@ -29,7 +29,7 @@ from recbole_robust.attacks import (
 )
 from recbole_robust.config_checks import read_yaml
 from recbole_robust.defenses import AT, FAP, GDA, PCA, RCE, TCE, VAT, CoRating, LossDefense, PamaCF
-from recbole_robust.model import MF, DampedMean, Pop, PurifyAugMF
+from recbole_robust.model import MF, PCMF, RGCF, DampedMean, Pop, PurifyAugMF
 from recbole_robust.properties_path import properties_dir
 from recbole_robust.types import Attack, Detector, UserError
 
@@ -65,6 +65,8 @@ MODELS: dict[str, type] = {
     "DampedMean": DampedMean,
     "Pop": Pop,
     "PurifyAugMF": PurifyAugMF,
+    "PCMF": PCMF,
+    "RGCF": RGCF,
 }
 
 # RecBole's libraries of trees are optional dependencies with an interface of their own: no embeddings, no loss.

@@ -137,6 +137,8 @@ def test_a_later_fraction_beats_an_earlier_count_and_a_count_of_the_same_layer_w
         ("MF", {}, "apt"),
         ("DampedMean", {}, "apt"),
         ("PurifyAugMF", {}, "apt"),
+        ("PCMF", {}, "apt"),
+        ("RGCF", {}, "recbole"),
         ("MF", {"loss_type": "BPR"}, "recbole"),
         ("BPR", {}, "recbole"),
         ("Pop", {}, "recbole"),

@@ -15,13 +15,14 @@ N_USERS, N_FAKE = 81, 10
 SEQUENTIAL = {"train_neg_sample_args": None}
 MODELS = {
     "MF": {}, "BPR": {}, "LightGCN": {}, "NeuMF": {}, "DMF": {}, "MultiVAE": {}, "PurifyAugMF": {},
+    "PCMF": {}, "RGCF": {},
     "SASRec": SEQUENTIAL, "GRU4Rec": SEQUENTIAL, "DIN": FAMILIES["DIN"], "DCN": FAMILIES["DCN"],
     "FM": FAMILIES["DCN"], "DeepFM": FAMILIES["DCN"],
 }  # fmt: skip
 
 
 def start(toy_config, model, poison, seed=2020):
-    small = {} if model in ("MF", "PurifyAugMF") else SMALL
+    small = {} if model in ("MF", "PurifyAugMF", "PCMF") else SMALL
     config = toy_config(model, **{**small, **MODELS[model], "seed": seed})
     train = split(config, poison).train
     torch.rand(17 if poison else 3)

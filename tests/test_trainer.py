@@ -161,10 +161,10 @@ def test_without_validation_the_last_epoch_is_kept(toy_config):
 
 
 @pytest.mark.parametrize("dataloader", ["fast", "recbole"])
-@pytest.mark.parametrize("model", ["BPR", "MF", "PurifyAugMF"])
+@pytest.mark.parametrize("model", ["BPR", "MF", "PurifyAugMF", "PCMF", "RGCF"])
 def test_going_on_after_a_break_is_as_if_there_were_none(toy_config, model, dataloader):
-    keys = {"dataloader": dataloader, "train_batch_size": 300, "purify_warmup": 1} if model == "PurifyAugMF" else {
-        "dataloader": dataloader, "train_batch_size": 300}  # fmt: skip
+    own = {"PurifyAugMF": {"purify_warmup": 1}, "PCMF": {"pcmf_warmup": 1, "pcmf_penalty": "user"}}
+    keys = {"dataloader": dataloader, "train_batch_size": 300, **own.get(model, {})}
     whole = make_run(toy_config(model, epochs=4, **keys))
     whole.fit()
     half = make_run(toy_config(model, epochs=2, **keys))
