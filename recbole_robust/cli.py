@@ -26,7 +26,7 @@ report     render the cells of a folder as Markdown
   -m, --model        MF, DampedMean, Pop, PurifyAugMF, PCMF, RGCF or any RecBole model
   -d, --dataset      ml-100k (ships with RecBole), ml-1m, or a folder in data_path (dataset/)
   --attack           Random, Average, Bandwagon, Segment, LoveHate, CopyProfile, AUSH, TNA, DADA, PGA,
-                     RevAdv, DPA2DL; none: a clean run
+                     RevAdv, DPA2DL, or the control Organic; none: a clean run
   --defense          AT, VAT, PamaCF, GDA, TCE, RCE, PCA, FAP, CoRating; detectors combine with one more: CoRating,AT
   --poison           a poison card (a folder) to inject instead of running an attack
   --from_json        attack: a file of fake users as VAT and PamaCF ship them; its item ids are taken as item tokens

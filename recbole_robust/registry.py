@@ -23,6 +23,7 @@ from recbole_robust.attacks import (
     Bandwagon,
     CopyProfile,
     LoveHate,
+    Organic,
     Random,
     RevAdv,
     Segment,
@@ -46,6 +47,7 @@ ATTACKS: dict[str, type] = {
     "PGA": PGA,
     "RevAdv": RevAdv,
     "DPA2DL": DPA2DL,
+    "Organic": Organic,
 }
 
 DEFENSES: dict[str, type] = {

@@ -82,6 +82,7 @@ class AttackerView:
         knowledge: how much of this an attack may use; an attack that needs more than it is granted raises
             :class:`UserError`.
         log: the same data in order of time, or None where the data has no timestamps.
+        newcomers: genuine users held out of the data (``new_fans``), whom only the control ``Organic`` reads; or None.
     """
 
     ratings: csr_matrix
@@ -90,6 +91,7 @@ class AttackerView:
     rating_step: float
     knowledge: Knowledge = "white-box"
     log: InteractionLog | None = None
+    newcomers: FakeProfiles | None = None
 
     @property
     def n_users(self) -> int:

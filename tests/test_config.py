@@ -58,7 +58,7 @@ def test_each_layer_beats_those_before(n_layers, tmp_path, monkeypatch, cli_conf
     shutil.copytree(properties_dir(), folder)
     for module in (config_module, registry):
         monkeypatch.setattr(module, "properties_dir", lambda: folder)
-    monkeypatch.setitem(registry.DEFENSES, "Dummy", object)
+    monkeypatch.setitem(registry.DEFENSES, "Dummy", PCA)
     for depth, layer in enumerate(LAYERS, start=1):
         if layer.endswith(".yaml"):
             path = folder / layer

@@ -13,6 +13,8 @@ Attacks that learn:
 - by gradient through a surrogate (``surrogate.py``, ``gradient.py``): :class:`TNA`, one fake after the other, and all
   fakes at once :class:`PGA`, :class:`RevAdv` and :class:`DADA`;
 - :class:`DPA2DL` (what a poisoned model recommends to the fakes).
+
+And no attack, but the control of every defense: :class:`Organic` (genuine users join).
 """
 
 from recbole_robust.attacks.aush import AUSH
@@ -22,6 +24,7 @@ from recbole_robust.attacks.copy_profile import CopyProfile
 from recbole_robust.attacks.dada import DADA
 from recbole_robust.attacks.dpa2dl import DPA2DL
 from recbole_robust.attacks.love_hate import LoveHate
+from recbole_robust.attacks.organic import Organic
 from recbole_robust.attacks.pga import PGA
 from recbole_robust.attacks.random import Random
 from recbole_robust.attacks.rev_adv import RevAdv
@@ -38,6 +41,7 @@ __all__ = [
     "Bandwagon",
     "CopyProfile",
     "LoveHate",
+    "Organic",
     "Random",
     "RevAdv",
     "Segment",

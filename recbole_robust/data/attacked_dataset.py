@@ -23,6 +23,7 @@ from recbole_robust.data.card import PoisonCard
 from recbole_robust.data.heldout import heldout_split
 from recbole_robust.data.injection import add_fake_users, append_rows, fake_interactions
 from recbole_robust.data.leave_one_out import HELD_OUT, leave_one_out_rows, take_rows
+from recbole_robust.data.newcomers import Newcomers, hold_out_fans
 from recbole_robust.data.noise import InteractionNoise
 from recbole_robust.data.noisy_split import NoiseFlags, add_noise
 from recbole_robust.data.poison import CHOICE_KEYS, Poison, targets_of
@@ -56,6 +57,7 @@ class AttackedMixin(PandasSafeDataset, _Base):
         profiles: its fake profiles with 0-based item ids, or None.
         noise_flags: which rows of this split are noise, or None; for evaluation only.
         counts_before_noise: item counts of the training split without noise, or None where it has none.
+        newcomers: the users that ``new_fans`` has held out of the data, or None.
     """
 
     n_fake_users = 0
@@ -64,6 +66,7 @@ class AttackedMixin(PandasSafeDataset, _Base):
     profiles: FakeProfiles | None = None
     noise_flags: NoiseFlags | None = None
     counts_before_noise: np.ndarray | None = None
+    newcomers: Newcomers | None = None
     base_cls: type
     time_field: str | None
 
@@ -123,6 +126,22 @@ class AttackedMixin(PandasSafeDataset, _Base):
             if not os.path.isfile(os.path.join(dataset_path, name)):
                 raise UserError(f"dataset: expected a file {os.path.join(dataset_path, name)}, got none")
         super()._load_inter_feat(token, dataset_path)
+        if self.config["new_fans"]:
+            self._hold_out_fans()
+
+    def _hold_out_fans(self) -> None:
+        """Take out the users that ``new_fans`` wants held out, before there are ids and splits."""
+        config = self.config
+        wanted = config["target_items"]
+        if isinstance(wanted, str):
+            wanted = (config["target_sets"] or {}).get(self.dataset_name, {}).get(wanted)
+        if not wanted or self.benchmark_filename_list is not None:
+            got = "none" if not wanted else "a data set that is split already (benchmark_filename)"
+            raise UserError(f"new_fans: expected target_items whose fans are held out, got {got}")
+        fields = (self.uid_field, self.iid_field, config["RATING_FIELD"], self.time_field)
+        self.inter_feat, self.newcomers = hold_out_fans(
+            self.inter_feat, fields, [str(token) for token in wanted], config["new_fans"], config["seed"]
+        )
 
     def _download(self):
         """RecBole's download, with one clear line where the data set is unknown or the machine is offline."""

@@ -72,6 +72,8 @@ def create_dataset(config, poison: Poison | PoisonCard | None = None):
     cls, digest = dataset_class(config), data_digest(config)
     names = [name for name in [*dataset_arguments, *_OWN_ARGUMENTS] if name not in _AFTER_READING]
     settings = {name: config[name] for name in names}
+    if config["new_fans"]:
+        settings.update(new_fans=[config[name] for name in ("new_fans", "target_items", "target_sets", "seed")])
     if issubclass(cls, recbole_datasets.DIENDataset):  # it draws negatives while it is read
         settings["seed"] = config["seed"]
     settings.update(cls=cls.__name__, explicit=getattr(config, "is_explicit", False), digest=digest)

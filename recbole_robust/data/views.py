@@ -134,7 +134,8 @@ def attacker_view(train, knowledge: Knowledge = "white-box", known_users: IntArr
         log = InteractionLog(users[order], items[order], ratings[order], times[order])
     low, high = train.rating_range
     matrix = csr_matrix((ratings, (users, items)), shape=(n_users, train.item_num - 1))
-    return AttackerView(matrix, low, high, train.rating_step, knowledge, log)
+    newcomers = None if train.newcomers is None else train.newcomers.to_profiles(train.field2token_id[train.iid_field])
+    return AttackerView(matrix, low, high, train.rating_step, knowledge, log, newcomers)
 
 
 def defender_view(train) -> DefenderView:

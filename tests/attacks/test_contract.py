@@ -31,7 +31,8 @@ QUICK = {  # these promises need no long training
     "TNA": {"n_steps": 3},
     "DPA2DL": {"n_blocks": 2, "n_epochs": 2},
 }
-ATTACKS = [*(cls(**QUICK.get(name, {})) for name, cls in registry.ATTACKS.items()), *VARIANTS]
+REAL = {name: cls for name, cls in registry.ATTACKS.items() if not hasattr(cls, "is_control")}
+ATTACKS = [*(cls(**QUICK.get(name, {})) for name, cls in REAL.items()), *VARIANTS]
 TARGETS = np.array([0, 30, 59])  # the most popular item, a common one, one with a single rating
 BUDGET = Budget(n_fake_users=17, n_fillers=12)
 PROPERTIES = Path(__file__).parents[2] / "properties" / "attack"
