@@ -195,39 +195,46 @@ class GDA(Adversarial):
 
     def moved(self, model: Any, interaction: Any, ids: list[Tensor], vectors: Vectors) -> Vectors:
         x = [vector.detach() for vector in vectors]
-        mean_square = torch.stack([part.pow(2).mean() for part in x]).mean()
-        sigma = float(self.sigma * mean_square.sqrt())
+        sigma = float(self.sigma * torch.stack([part.pow(2).mean() for part in x]).mean().sqrt())
+        centres, noise = self._centres(model, interaction, vectors), noise_of_epoch(model, x)
+        centre, row = self._worst(model, interaction, centres, noise, sigma)
+        places = [part.index_select(0, row).mul_(sigma) for part in noise]
+        for c, parts in enumerate(centres):
+            mine = (centre == c)[:, None] if len(centres) > 1 else None
+            for place, part in zip(places, parts, strict=True):
+                place.add_(part if mine is None else part * mine)
+        # The gradient is that at the place, and goes to the vector.
+        return tuple(vector + (place - part) for vector, place, part in zip(vectors, places, x, strict=True))
+
+    def _centres(self, model: Any, interaction: Any, vectors: Vectors) -> list[list[Tensor]]:
+        """Around what the candidates are drawn, one or two lists of vectors."""
+        x = [vector.detach() for vector in vectors]
         centres = [x] if self.mode in ("da1", "both") else []
         if self.mode in ("da2", "both"):
             steps = gradients(model, interaction, vectors)[0]
             norm = torch.stack([step.pow(2).sum(dim=1) for step in steps]).sum(dim=0).sqrt()
             eps = torch.stack(self.lengths(model, interaction, vectors)).mean() / norm.clamp_min(1e-12)
             centres.append([torch.addcmul(part, eps[:, None], step) for part, step in zip(x, steps, strict=True)])
-        noise = noise_of_epoch(model, x)
-        n_rows = len(x[0])
-        worst_loss = x[0].new_full((n_rows,), -torch.inf)
-        worst_row, worst_centre = torch.zeros_like(ids[0]), torch.zeros_like(ids[0])
-        samples = torch.arange(n_rows, device=x[0].device)
-        with torch.no_grad():
-            for c, centre in enumerate(centres):
-                for start in torch.randint(n_rows + 1, (self.n_candidates,)).tolist():
-                    candidate = tuple(
-                        torch.add(part, z[start : start + n_rows], alpha=sigma)
-                        for part, z in zip(centre, noise, strict=True)
-                    )
-                    losses = sample_losses(model, interaction, candidate)
-                    is_worse = losses > worst_loss
-                    worst_loss = torch.where(is_worse, losses, worst_loss)
-                    worst_row = torch.where(is_worse, samples + start, worst_row)
-                    worst_centre = torch.where(is_worse, c, worst_centre)
-        moved = []
-        for k, vector in enumerate(vectors):
-            centre = centres[0][k]
-            if len(centres) == 2:
-                centre = torch.where((worst_centre == 0)[:, None], centre, centres[1][k])
-            place = torch.add(centre, noise[k].index_select(0, worst_row), alpha=sigma)
-            moved.append(vector + (place - x[k]))  # the gradient is that at ``place``, and goes to the vector
-        return tuple(moved)
+        return centres
+
+    @torch.no_grad()
+    def _worst(
+        self, model: Any, interaction: Any, centres: list[list[Tensor]], noise: list[Tensor], sigma: float
+    ) -> tuple[Tensor, Tensor]:
+        """The candidate of the largest loss of each sample: its centre and its row of the noise. Shape: ``(B,)``."""
+        like = centres[0][0]
+        samples = torch.arange(len(like), device=like.device)
+        loss, centre, row = like.new_full((len(like),), -torch.inf), samples, samples
+        for c, parts in enumerate(centres):
+            for start in torch.randint(len(like) + 1, (self.n_candidates,)).tolist():
+                drawn = [part[start : start + len(like)] for part in noise]
+                candidate = [torch.add(part, z, alpha=sigma) for part, z in zip(parts, drawn, strict=True)]
+                losses = sample_losses(model, interaction, tuple(candidate))
+                is_worse = losses > loss
+                loss = torch.where(is_worse, losses, loss)
+                centre = torch.where(is_worse, c, centre)
+                row = torch.where(is_worse, samples + start, row)
+        return centre, row
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
