@@ -26,7 +26,7 @@ def build_model(config, train, genuine, model_class: type | None = None, room=No
         return model_class(config, train).to(config["device"])
     model, size = model_class(config, genuine), genuine.user_num
     state = global_state()
-    for split in (train, room or train):
+    for split in (train, train if room is None else room):
         if split.user_num > size:
             larger = model_class(config, split)
             copy_initial_vectors(model, larger, split.user_num - size)

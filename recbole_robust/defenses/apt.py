@@ -37,8 +37,11 @@ class APT:
     via Adversarial Poisoning Training. SIGIR 2021. Constants and steps are those of the authors' code
     (Daftstone/APT), in closed form instead of by differentiating twice. In place of a fresh draw for every step,
     ``lissa`` goes round the batches of one random partition. The code's sigmoid around R and a ridge of 1e-12 in H
-    are left out: the first scales all I_i alike. H is indefinite and ``lissa`` far from converged (its h is near
-    ``n_iterations`` times the gradient for all but active users), so that I is no exact influence.
+    are left out: the first scales all I_i alike.
+
+    I is no exact influence. H is indefinite, and after the authors' iterations h still has a cosine of .80 (ML-100K)
+    or 1.00 (ML-1M) with the gradient. And I is that of users with the references' vectors, while ERM users begin at
+    random ones, as the authors' do: they lower the risk by their choice of items only as far as training turns them.
 
     Args:
         n_erm_users: ERM users at a time; 0 is no defense. (Default: 50)

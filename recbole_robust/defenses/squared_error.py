@@ -28,28 +28,29 @@ class SquaredError:
 
     def __init__(self, ratings: csr_matrix, p: Tensor, q: Tensor) -> None:
         self.p, self.q, self.factor = p, q, 2 / max(1, ratings.nnz)
-        rows = csr_matrix((np.arange(ratings.nnz), ratings.indices, ratings.indptr), shape=ratings.shape)
-        columns = rows.T.tocsr()
-        self.by_user, self.by_item = (
-            [torch.from_numpy(part.astype(np.int32)).to(p.device) for part in (matrix.indptr, matrix.indices)]
-            for matrix in (rows, columns)
-        )
-        self.order = torch.from_numpy(columns.data).long().to(p.device)  # of the values, sorted by items
-        observed = torch.from_numpy(ratings.data).to(p)
-        self.pairs = self._sparse(*self.by_user, -observed, ratings.shape)
-        self.errors = self._both_ways(torch.sparse.sampled_addmm(self.pairs, p, q.T).values())
-
-    @staticmethod
-    def _sparse(starts: Tensor, others: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-        with warnings.catch_warnings():  # that such tensors are new
+        by_user = csr_matrix((np.arange(ratings.nnz), ratings.indices, ratings.indptr), shape=ratings.shape)
+        by_item = by_user.T.tocsr()
+        self.order = torch.from_numpy(by_item.data).long().to(p.device)  # of the values, sorted by items
+        with warnings.catch_warnings():  # torch says once that such matrices are new
             warnings.simplefilter("ignore", UserWarning)
-            return torch.sparse_csr_tensor(starts, others, values, shape, check_invariants=False)
+            self.by_user, self.by_item = (
+                sparse(
+                    torch.from_numpy(pattern.indptr.astype(np.int32)).to(p.device),
+                    torch.from_numpy(pattern.indices.astype(np.int32)).to(p.device),
+                    torch.zeros(ratings.nnz, device=p.device, dtype=p.dtype),
+                    pattern.shape,
+                )
+                for pattern in (by_user, by_item)
+            )
+        self.errors = self._both_ways(self._scores(p, q) - torch.from_numpy(ratings.data).to(p))
+
+    def _scores(self, left: Tensor, right: Tensor) -> Tensor:
+        """The inner products of the observed pairs, sorted by users. Shape: ``(n,)``."""
+        return torch.sparse.sampled_addmm(self.by_user, left, right.T, beta=0.0).values()
 
     def _both_ways(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """A sparse matrix and its transpose (torch would sort the values at every product)."""
-        n_users, n_items = len(self.p), len(self.q)
-        by_item = self._sparse(*self.by_item, values[self.order], (n_items, n_users))
-        return self._sparse(*self.by_user, values, (n_users, n_items)), by_item
+        return with_values(self.by_user, values), with_values(self.by_item, values[self.order])
 
     def gradient(self) -> Tensor:
         e, e_t = self.errors
@@ -58,15 +59,23 @@ class SquaredError:
     def hessian_product(self, v: Tensor) -> Tensor:
         """``H v``. Shape: ``v`` and the result are ``(n_users + n_items, d)``."""
         v_p, v_q = v.split([len(self.p), len(self.q)])
-        left, right = torch.cat([self.p, v_p], dim=1), torch.cat([v_q, self.q], dim=1)
-        (e, e_t), (z, z_t) = (
-            self.errors,
-            self._both_ways(torch.sparse.sampled_addmm(self.pairs, left, right.T, beta=0.0).values()),
-        )
+        z, z_t = self._both_ways(self._scores(torch.cat([self.p, v_p], dim=1), torch.cat([v_q, self.q], dim=1)))
+        e, e_t = self.errors
         return self.factor * torch.cat([z @ self.q + e @ v_q, z_t @ self.p + e_t @ v_p])
 
 
-def partition(ratings: csr_matrix, p: Tensor, q: Tensor, batch_size: int, rng: np.random.Generator):
+def sparse(starts: Tensor, others: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    return torch.sparse_csr_tensor(starts, others, values, shape, check_invariants=False)
+
+
+def with_values(pattern: Tensor, values: Tensor) -> Tensor:
+    """A sparse matrix that has its values where another one has."""
+    return sparse(pattern.crow_indices(), pattern.col_indices(), values, (pattern.shape[0], pattern.shape[1]))
+
+
+def partition(
+    ratings: csr_matrix, p: Tensor, q: Tensor, batch_size: int, rng: np.random.Generator
+) -> list[SquaredError]:
     """The ratings in random batches of equal size, at most ``batch_size`` each."""
     n_batches = -(-ratings.nnz // batch_size) or 1
     batch_of = rng.permutation(ratings.nnz) % n_batches

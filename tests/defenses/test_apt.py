@@ -132,11 +132,11 @@ def test_batches_are_a_partition():
     view = low_rank()
     p, q = vectors(view)
     batches = partition(view.ratings, p, q, 100, np.random.default_rng(0))
-    sizes = [batch.pairs.values().numel() for batch in batches]
+    sizes = [batch.by_user.values().numel() for batch in batches]
     assert sum(sizes) == view.ratings.nnz
     assert max(sizes) <= 100 and max(sizes) - min(sizes) <= 1 and len(sizes) == -(-view.ratings.nnz // 100)
-    total = sum(batch.pairs.to_dense() for batch in batches)
-    torch.testing.assert_close(-total, torch.from_numpy(view.ratings.toarray()))
+    total = sum(batch.errors[0].to_dense() for batch in batches)
+    torch.testing.assert_close(total, SquaredError(view.ratings, p, q).errors[0].to_dense())
 
 
 # --- its users --------------------------------------------------------------------------------------------------------
