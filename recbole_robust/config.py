@@ -291,9 +291,10 @@ class Config(RecBoleConfig):
         if final["defense"] is not None:
             names = registry.defense_names(final["defense"])
             final["defense"] = ",".join(names)
-            loss = registry.build_defenses(final["defense"], final["defense_args"]).loss
-            if loss is not None:
-                loss.check(self.model, self._is_explicit(self.model_class))
+            built = registry.build_defenses(final["defense"], final["defense_args"])
+            in_training = built.loss or built.training
+            if in_training is not None:
+                in_training.check(self.model, self._is_explicit(self.model_class))
         if final["poison"] is not None and (told := self.attack_keys_given(final)):
             raise UserError(f"poison: expected no keys of an attack beside a card to replay, got {', '.join(told)}")
         for kind in ("attack", "defense"):

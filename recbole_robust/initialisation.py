@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from recbole_robust.randomness import global_state, set_global_state
 
 
-def build_model(config, train, genuine, model_class: type | None = None) -> nn.Module:
+def build_model(config, train, genuine, model_class: type | None = None, room=None) -> nn.Module:
     """The configured model for a training split, initialised under the run's seed.
 
     For a poisoned split the model is built at its clean size first, and its vectors are copied: tensors of equal shape
@@ -18,15 +18,19 @@ def build_model(config, train, genuine, model_class: type | None = None) -> nn.M
     Args:
         genuine: the split without its fake users; ``train`` itself where there are none.
         model_class: the configured one if None; a defense may have made another of it.
+        room: the split with room for users of a defense, whose model has the vectors of that of ``train``, and more.
     """
     model_class = model_class or config.model_class
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    if train.n_fake_users == 0 or config["MODEL_TYPE"] == ModelType.TRADITIONAL:
+    if config["MODEL_TYPE"] == ModelType.TRADITIONAL:
         return model_class(config, train).to(config["device"])
-    clean = model_class(config, genuine)
+    model, size = model_class(config, genuine), genuine.user_num
     state = global_state()
-    model = model_class(config, train)
-    copy_initial_vectors(clean, model, train.n_fake_users)
+    for split in (train, train if room is None else room):
+        if split.user_num > size:
+            larger = model_class(config, split)
+            copy_initial_vectors(model, larger, split.user_num - size)
+            model, size = larger, split.user_num
     set_global_state(state)
     return model.to(config["device"])
 

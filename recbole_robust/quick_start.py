@@ -24,6 +24,7 @@ import recbole_robust
 from recbole_robust import registry, results
 from recbole_robust.config import POISON_KEYS, TARGET_KEYS, Config, known_keys
 from recbole_robust.data.card import PoisonCard
+from recbole_robust.data.extra_users import with_room, with_users
 from recbole_robust.data.injection import without_fakes
 from recbole_robust.data.load import data_digest, prepare
 from recbole_robust.data.poison import targets_of
@@ -43,7 +44,7 @@ from recbole_robust.initialisation import build_model
 from recbole_robust.poisoning import make_card, run_attack, stored_card
 from recbole_robust.randomness import stage_rng
 from recbole_robust.trainer import get_trainer
-from recbole_robust.types import Detection, Outcome, UserError
+from recbole_robust.types import Detection, FakeProfiles, Outcome, TrainingDefense, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -122,8 +123,12 @@ def _train(config: Config, card: PoisonCard | None, label: str | None) -> Traine
         train_data = screened(train_data, flagged)
     model_class = defended(config.model_class, defenses.loss) if defenses.loss else config.model_class
     trained_on = train_data._dataset
-    model = build_model(config, trained_on, without_fakes(trained_on), model_class)
+    room = with_room(trained_on, defenses.training.n_erm_users, config["seed"]) if defenses.training else trained_on
+    model = build_model(config, trained_on, without_fakes(trained_on), model_class, room)
     trainer = get_trainer(config)(config, model)
+    if defenses.training:
+        defenses.training.attach(model)
+        trainer.before_epoch.append(_adding_users(config, defenses.training, trained_on, room))
     trainer.know_items(train)
     trainer.label = label or f"{config['model']} {'clean' if card is None else 'attacked'}"
     ranks_in_test = attach_targets(trainer, splits, torch.tensor(list(targets.values())))
@@ -145,6 +150,28 @@ def _detect(config: Config, detectors, train) -> tuple[NDArray[np.bool_], dict[s
     is_fake = np.arange(len(flagged)) >= len(flagged) - train.n_fake_users
     scores = np.mean([rankdata(detection.scores) for detection in found], axis=0)
     return flagged, detection_report(Detection(scores, flagged), is_fake)
+
+
+def _adding_users(config: Config, defense: TrainingDefense, train, room) -> Callable[[Any, Any, int], Any]:
+    """A hook of the trainer: the rows of ``train`` and, beside them, those of the defense's own users.
+
+    A resumed training has the users of the checkpoint until the next are drawn, each time by a generator of its own.
+    """
+    view = defender_view(train)
+    users, loader = None, None
+
+    def before_epoch(trainer, train_data, epoch: int):
+        nonlocal users, loader
+        if defense.is_due(epoch):
+            rng = stage_rng(config["seed"], f"defense {type(defense).__name__}, epoch {epoch}")
+            found = defense(trainer.model, view, rng=rng)
+            trainer.model.erm_users = (found.user_ptr, found.item_ids, found.ratings)
+        if users is not trainer.model.erm_users:
+            users = trainer.model.erm_users
+            loader = with_users(train_data, room, FakeProfiles(*users), config["seed"])
+        return train_data if users is None else loader
+
+    return before_epoch
 
 
 def _fit_or_reuse(config: Config, trained: Trained, train_data, valid_data, cacheable: bool) -> None:

@@ -29,10 +29,10 @@ from recbole_robust.attacks import (
     Segment,
 )
 from recbole_robust.config_checks import read_yaml
-from recbole_robust.defenses import AT, FAP, GDA, PCA, RCE, TCE, VAT, CoRating, LossDefense, PamaCF
+from recbole_robust.defenses import APT, AT, FAP, GDA, PCA, RCE, TCE, VAT, CoRating, LossDefense, PamaCF
 from recbole_robust.model import MF, PCMF, RGCF, DampedMean, Pop, PurifyAugMF
 from recbole_robust.properties_path import properties_dir
-from recbole_robust.types import Attack, Detector, UserError
+from recbole_robust.types import Attack, Detector, TrainingDefense, UserError
 
 ATTACKS: dict[str, type] = {
     "Random": Random,
@@ -55,6 +55,7 @@ DEFENSES: dict[str, type] = {
     "VAT": VAT,
     "PamaCF": PamaCF,
     "GDA": GDA,
+    "APT": APT,
     "TCE": TCE,
     "RCE": RCE,
     "PCA": PCA,
@@ -175,10 +176,11 @@ def build_attack(name: str, arguments: Mapping[str, Any] | None = None) -> Attac
 
 @dataclasses.dataclass(frozen=True)
 class Defenses:
-    """What ``defense`` names: any number of detectors, which work before the training, and at most one loss."""
+    """What ``defense`` names: any number of detectors, which work before the training, and one of the others."""
 
     detectors: tuple[Detector, ...] = ()
     loss: LossDefense | None = None
+    training: TrainingDefense | None = None
 
 
 def defense_names(defense: object) -> list[str]:
@@ -187,13 +189,16 @@ def defense_names(defense: object) -> list[str]:
     Raises:
         UserError: no such defense, or one twice.
     """
-    names = [name.strip() for name in defense.split(",")] if isinstance(defense, str) else defense
-    for name in names if isinstance(names, list | tuple) else [defense]:
+    if isinstance(defense, str):
+        names: list[Any] = [name.strip() for name in defense.split(",")]
+    else:
+        names = list(defense) if isinstance(defense, list | tuple) and defense else [defense]
+    for name in names:
         if not isinstance(name, str) or name not in DEFENSES:
             raise unknown("defense", name, DEFENSES)
-    if len(set(names)) < len(names):  # type: ignore[arg-type]
-        raise UserError(f"defense: expected each name once, got {', '.join(names)}")  # type: ignore[arg-type]
-    return list(names)  # type: ignore[call-overload]
+    if len(set(names)) < len(names):
+        raise UserError(f"defense: expected each name once, got {', '.join(names)}")
+    return names
 
 
 def build_defenses(defense: object, arguments: Mapping[str, Any] | None = None) -> Defenses:
@@ -203,7 +208,7 @@ def build_defenses(defense: object, arguments: Mapping[str, Any] | None = None) 
         arguments: of one defense its hyper-parameters; of several a mapping of them for each name.
 
     Raises:
-        UserError: an unknown name or hyper-parameter, or two defenses that both change the loss.
+        UserError: an unknown name or hyper-parameter, or two defenses that both change the loss or the training.
     """
     if defense is None:
         return Defenses()
@@ -216,8 +221,8 @@ def build_defenses(defense: object, arguments: Mapping[str, Any] | None = None) 
             if key not in names:
                 raise unknown("key of several defenses", f"defense_args.{key}", [f"defense_args.{n}" for n in names])
         built = {n: build("defense", DEFENSES, n, arguments.get(n), f"defense_args.{n}") for n in names}
-    losses = [name for name, one in built.items() if one.kind == "loss"]
-    if len(losses) > 1:
-        raise UserError(f"defense: expected at most one that changes the loss, got {', '.join(losses)}")
     detectors = tuple(one for one in built.values() if one.kind == "detector")
-    return Defenses(detectors, built[losses[0]] if losses else None)
+    others = {name: one for name, one in built.items() if one.kind != "detector"}
+    if len(others) > 1:
+        raise UserError(f"defense: expected at most one that changes the loss or the training, got {', '.join(others)}")
+    return Defenses(detectors, **{one.kind: one for one in others.values()})

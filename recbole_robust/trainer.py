@@ -67,6 +67,7 @@ class RobustTrainerMixin(_Base):
     """Overrides of RecBole's ``Trainer``.
 
     Attributes:
+        before_epoch: called with ``(trainer, train_data, epoch)`` before every epoch; return the loader to train on.
         before_evaluate: called with ``(trainer, eval_data)`` before every evaluation.
         best_epoch: the epoch (from 0) whose weights are in the checkpoint.
 
@@ -76,6 +77,7 @@ class RobustTrainerMixin(_Base):
     item_tensor: Any
 
     def __init__(self, config, model) -> None:
+        self.before_epoch: list[Callable[[Any, Any, int], Any]] = []
         self.before_evaluate: list[Callable[[Any, Any], None]] = []
         self.best_epoch = -1
         self.label = config["model"]
@@ -136,6 +138,8 @@ class RobustTrainerMixin(_Base):
             return super().fit(train_data, valid_data, verbose, saved, False, callback_fn)
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
+        for hook in self.before_epoch:
+            train_data = hook(self, train_data, epoch_idx)
         self._hook("on_epoch_start", epoch_idx)
         losses = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
         self._hook("on_epoch_end", epoch_idx)

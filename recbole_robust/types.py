@@ -222,6 +222,27 @@ class Detector(Protocol):
     def __call__(self, view: DefenderView, *, rng: np.random.Generator) -> Detection: ...
 
 
+class TrainingDefense(Protocol):
+    """A defense during the training: users of its own among the training rows, drawn anew at some epochs.
+
+    A frozen dataclass of hyper-parameters. It keeps the users in force as the model's ``erm_users``, the fields of
+    :class:`FakeProfiles` or None, so that a checkpoint has them.
+    """
+
+    n_erm_users: int
+
+    def check(self, model: str, explicit: bool) -> None:
+        """Raise a :class:`UserError` where this defense has no meaning for a model; called before any training."""
+
+    def attach(self, model: Any) -> None:
+        """Called once on the model that was built."""
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether users are drawn before this epoch (from 0)."""
+
+    def __call__(self, model: Any, view: DefenderView, *, rng: np.random.Generator) -> FakeProfiles: ...
+
+
 @dataclass
 class Outcome:
     """What one training gave (a clean one or an attacked one).

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 from urllib.request import getproxies, proxy_bypass
 from zipfile import BadZipFile
@@ -69,6 +69,7 @@ class AttackedMixin(PandasSafeDataset, _Base):
     newcomers: Newcomers | None = None
     base_cls: type
     time_field: str | None
+    inter_feat: Any
 
     def __init__(
         self, config, poison: Poison | PoisonCard | None = None, noise: InteractionNoise | None = None

@@ -25,16 +25,24 @@ def add_fake_users(dataset, splits, n_fake: int, seed: int) -> None:
 
     Genuine ids do not move. Attribute rows of fakes are those of genuine users drawn at random.
     """
+    add_users(dataset, splits, fake_tokens(n_fake), stage_rng(seed, "fake attributes"))
+
+
+def add_users(dataset, splits, tokens: list[str], rng: np.random.Generator) -> None:
+    """Users behind all others, named ``tokens``; see :func:`add_fake_users`.
+
+    Raises:
+        UserError: the data set has a user of such a name.
+    """
     uid = dataset.uid_field
-    tokens = np.array(fake_tokens(n_fake))
     clash = [token for token in tokens if token in dataset.field2token_id[uid]]
     if clash:
-        raise UserError(f"{dataset.dataset_name}: expected no user named {FAKE_PREFIX}<k>, got {clash[0]}")
+        prefix = clash[0].rstrip("0123456789")
+        raise UserError(f"{dataset.dataset_name}: expected no user named {prefix}<k>, got {clash[0]}")
     first = len(dataset.field2id_token[uid])
-    table = np.append(dataset.field2id_token[uid], tokens)
-    rows = stage_rng(seed, "fake attributes").integers(1, first, size=n_fake)
-    index = np.concatenate([np.arange(first), rows])
-    for name in {uid, *dataset.alias["user_id"]} & set(dataset.field2id_token):
+    table = np.append(dataset.field2id_token[uid], np.array(tokens, dtype=str))
+    index = np.concatenate([np.arange(first), rng.integers(1, first, size=len(tokens))])
+    for name in user_tables(dataset):
         dataset.field2id_token[name] = table
         dataset.field2token_id[name].update({token: first + k for k, token in enumerate(tokens)})
         if name in dataset._preloaded_weight:
@@ -42,9 +50,14 @@ def add_fake_users(dataset, splits, n_fake: int, seed: int) -> None:
     features = dataset.user_feat
     if features is not None:
         grown = Interaction({name: column[torch.from_numpy(index)] for name, column in features.interaction.items()})
-        grown[uid] = torch.arange(first + n_fake)
+        grown[uid] = torch.arange(len(table))
         for part in (dataset, *splits):
             part.user_feat = grown
+
+
+def user_tables(dataset) -> set[str]:
+    """The fields that share the ids of the users."""
+    return {dataset.uid_field, *dataset.alias["user_id"]} & set(dataset.field2id_token)
 
 
 def fake_interactions(train, profiles: FakeProfiles, seed: int) -> Interaction:
@@ -132,7 +145,7 @@ def without_fakes(train):
     n_users = train.user_num - train.n_fake_users
     clean.field2id_token = dict(train.field2id_token)
     clean.field2token_id = dict(train.field2token_id)
-    for name in {train.uid_field, *train.alias["user_id"]} & set(train.field2id_token):
+    for name in user_tables(train):
         table = train.field2id_token[name][:n_users]
         clean.field2id_token[name] = table
         clean.field2token_id[name] = {token: i for i, token in enumerate(table)}

@@ -5,9 +5,12 @@ in common on rare items) and :class:`FAP` (near to suspicious users). :func:`det
 
 Losses: the adversarial ones (:class:`AT`, :class:`VAT`, :class:`PamaCF`, :class:`GDA`) add the loss of perturbed
 vectors, the denoising ones (:class:`TCE`, :class:`RCE`) weigh the samples. :func:`defended` puts one around a model.
+
+Training: :class:`APT` puts users of its own among the training rows, anew from time to time.
 """
 
 from recbole_robust.defenses.adversarial import AT, GDA, VAT, PamaCF
+from recbole_robust.defenses.apt import APT
 from recbole_robust.defenses.co_rating import CoRating
 from recbole_robust.defenses.defended import LossDefense, defended
 from recbole_robust.defenses.denoising import RCE, TCE
@@ -16,6 +19,7 @@ from recbole_robust.defenses.fap import FAP
 from recbole_robust.defenses.pca import PCA
 
 __all__ = [
+    "APT",
     "AT",
     "FAP",
     "GDA",

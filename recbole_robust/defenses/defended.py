@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 Loss = Tensor | tuple[Tensor, ...]
 
@@ -66,9 +66,9 @@ def defended(model_class: type, defense: LossDefense) -> type:
     return Defended
 
 
-def is_on(model: nn.Module, start_epoch: int) -> bool:
+def is_on(model: Any, start_epoch: int) -> bool:
     """Whether a defense that waits for ``start_epoch`` is on by now."""
-    return model.defense_epoch is None or model.defense_epoch >= start_epoch  # type: ignore[operator]
+    return model.defense_epoch is None or model.defense_epoch >= start_epoch
 
 
 def add(own_loss: Loss, term: Tensor) -> tuple[Tensor, ...]:
