@@ -5,12 +5,15 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from recbole_robust import Budget, registry, scores
 from recbole_robust.config import Config
 from recbole_robust.data import attacker_view
+from recbole_robust.data.budget import make_budget
 from recbole_robust.data.heldout import read_heldout
-from recbole_robust.data.load import prepare
+from recbole_robust.data.load import clean_train_split, prepare
 from recbole_robust.quick_start import make_card, run_recbole_robust
 
 DATA = Path(os.environ.get("RECBOLE_ROBUST_DATA", ""))
@@ -29,9 +32,10 @@ def apt_config(dataset: str, folder: Path, **keys) -> Config:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("real")
-    (folder / "ml-1m").mkdir()
-    with lzma.open(DATA / "ml-1m.inter.xz") as packed, (folder / "ml-1m" / "ml-1m.inter").open("wb") as plain:
-        shutil.copyfileobj(packed, plain)
+    for name in ("ml-1m", "ml-latest-small"):
+        (folder / name).mkdir()
+        with lzma.open(DATA / f"{name}.inter.xz") as packed, (folder / name / f"{name}.inter").open("wb") as plain:
+            shutil.copyfileobj(packed, plain)
     return folder
 
 
@@ -53,6 +57,44 @@ def test_the_published_split_and_budget(dataset, n_train, n_users, n_fakes, n_fi
     card = make_card(config)
     assert (card.profiles.n_users, card.settings["n_fillers"]) == (n_fakes, n_fillers)
     assert card.target_items == config["target_sets"][dataset]["apt_1"]
+
+
+@pytest.fixture(scope="module")
+def half_stars(folder):
+    """What an attacker sees of ml-latest-small: 610 users, ratings from 0.5 to 5 in steps of 0.5."""
+    config = Config("MF", "ml-latest-small", config_dict={"data_path": str(folder), "output_dir": str(folder / "out"),
+                                                          "gpu_id": "", "protocol": "apt"})  # fmt: skip
+    return attacker_view(clean_train_split(config))
+
+
+QUICK = {"AUSH": {"epochs": 3}, **{name: {"n_steps": 2, "n_sweeps": 2} for name in ("TNA", "DADA", "PGA", "RevAdv")},
+         "DPA2DL": {"n_blocks": 2, "n_epochs": 2, "n_sweeps": 2}}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name, cls in registry.ATTACKS.items() if not hasattr(cls, "is_control")])
+def test_ratings_are_on_the_grid_of_half_stars(name, half_stars):
+    assert (half_stars.rating_min, half_stars.rating_max, half_stars.rating_step) == (0.5, 5.0, 0.5)
+    attack = registry.ATTACKS[name](**QUICK.get(name, {}))
+    targets = np.argsort(half_stars.item_counts, kind="stable")[100:103]
+    budget = make_budget(half_stars, 3, attack_size=0.01, n_fillers=30, target_mode="all", n_users=half_stars.n_users)
+    fakes = attack(half_stars, targets, budget, rng=np.random.default_rng(0))
+    assert set(np.unique(fakes.ratings)) <= set(np.arange(1, 11) / 2)
+    np.testing.assert_array_equal(np.diff(fakes.user_ptr), np.full(6, 33))
+
+
+def test_aush_hides_better_than_the_simple_attacks():
+    """Its profiles are nearer to the genuine ratings, and stand out less by popularity and by PCA loading."""
+    stealth = {}
+    for name, args in (("Random", {}), ("Average", {}), ("AUSH", {"epochs": 20})):
+        keys = {"attack": name, "attack_args": args, "seed": 0, "gpu_id": "", "protocol": "apt"}
+        view = attacker_view(clean_train_split(Config("MF", "ml-100k", config_dict=keys)))
+        targets = np.argsort(view.item_counts, kind="stable")[300:305]
+        profiles = registry.ATTACKS[name](**args)(view, targets, Budget(28, 20), rng=np.random.default_rng(0))
+        stealth[name] = scores.stealth(view, profiles)
+    for simple in ("Random", "Average"):
+        assert stealth["AUSH"]["tvd"] < stealth[simple]["tvd"] and stealth["AUSH"]["js"] < stealth[simple]["js"]
+    for name in ("popularity_auc", "pca_auc"):
+        assert stealth["AUSH"][name] < stealth["Random"][name]  # two-sided: .5 is hidden
 
 
 def test_average_lifts_more_than_random_and_random_more_than_nothing(folder):
