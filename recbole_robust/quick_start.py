@@ -116,19 +116,7 @@ def _train(config: Config, card: PoisonCard | None, label: str | None) -> Traine
     genuine = without_fakes(train)
     tokens = card.target_items if card is not None else targets_of(config, train)
     targets = {token: int(train.token2id(train.iid_field, token)) for token in tokens}
-    defenses = registry.build_defenses(config["defense"], config["defense_args"])
-    detection = None
-    if defenses.detectors:
-        flagged, detection = _detect(config, defenses.detectors, train)
-        train_data = screened(train_data, flagged)
-    model_class = defended(config.model_class, defenses.loss) if defenses.loss else config.model_class
-    trained_on = train_data._dataset
-    room = with_room(trained_on, defenses.training.n_erm_users, config["seed"]) if defenses.training else trained_on
-    model = build_model(config, trained_on, without_fakes(trained_on), model_class, room)
-    trainer = get_trainer(config)(config, model)
-    if defenses.training:
-        defenses.training.attach(model)
-        trainer.before_epoch.append(_adding_users(config, defenses.training, trained_on, room))
+    trainer, train_data, detection = _under_defenses(config, train_data)
     trainer.know_items(train)
     trainer.label = label or f"{config['model']} {'clean' if card is None else 'attacked'}"
     ranks_in_test = attach_targets(trainer, splits, torch.tensor(list(targets.values())))
@@ -137,6 +125,25 @@ def _train(config: Config, card: PoisonCard | None, label: str | None) -> Traine
     _fit_or_reuse(config, trained, train_data, valid_data, cacheable=card is None and bool(config["cache_clean"]))
     trained.seconds = time.perf_counter() - started
     return trained
+
+
+def _under_defenses(config: Config, train_data) -> tuple[Any, Any, dict[str, Any] | None]:
+    """The model under its defenses in a trainer, the loader that is left to train on, and what the detectors found."""
+    defenses = registry.build_defenses(config["defense"], config["defense_args"])
+    detection = None
+    if defenses.detectors:
+        flagged, detection = _detect(config, defenses.detectors, train_data._dataset)
+        train_data = screened(train_data, flagged)
+    model_class = defended(config.model_class, defenses.loss) if defenses.loss else config.model_class
+    train = room = train_data._dataset
+    if defenses.training:
+        room = with_room(train, defenses.training.n_erm_users, config["seed"])
+    model = build_model(config, train, without_fakes(train), model_class, room)
+    trainer = get_trainer(config)(config, model)
+    if defenses.training:
+        defenses.training.attach(model)
+        trainer.before_epoch.append(_adding_users(config, defenses.training, train, room))
+    return trainer, train_data, detection
 
 
 def _detect(config: Config, detectors, train) -> tuple[NDArray[np.bool_], dict[str, Any]]:
