@@ -219,6 +219,11 @@ def _tables_of(
         if metric == judged_by:
             table.notes += _strength(entries, metric, undefended, order)
         yield table
+        if metric == judged_by:
+            title = f"Share of {undefended}'s lift removed, share of its accuracy on clean data kept"
+            defended = tables.defense_table(title, entries, metric, accuracy, undefended, order=order)
+            if defended.rows:
+                yield defended
     if accuracy and not pooled:  # accuracy on clean data has nothing of the target set
         yield tables.accuracy_table("Accuracy, clean and attacked", entries, accuracy, order=order)
 

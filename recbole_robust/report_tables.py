@@ -158,6 +158,53 @@ def accuracy_table(
     return table
 
 
+def defense_table(
+    title: str,
+    entries: Sequence[Entry],
+    metric: str,
+    accuracy: Sequence[str],
+    undefended: str,
+    *,
+    order: Mapping[str, Sequence[str]],
+) -> Table:
+    """Rows: the other methods. Columns: share of the undefended lift that each removes, by attack; then the share of
+    each accuracy metric on clean data that it keeps.
+
+    Both are means over the units that method and undefended model share, over the undefended mean; an interval has the
+    spread of the method's values, not that of the mean it is divided by. Attacks too weak or too strong to judge a
+    defense by (:func:`gates`) are left out.
+    """
+    judged = [attack for attack, gate, _ in gates(entries, metric, undefended, order) if gate.works]
+    header = ["method", *(f"{attack}: removed, %" for attack in judged), *(f"{name} kept, %" for name in accuracy)]
+    table = Table(title, [*header, "seeds"], [])
+    of = {name: [e for e in entries if e.method == name] for name in labels(entries, "method", order)}
+    for method in (name for name in of if name != undefended and judged):
+        cells = []
+        for attack in judged:
+            plain, own = (
+                values_of([e for e in of[name] if e.attack == attack], "lift", metric) for name in (undefended, method)
+            )
+            cells.append(_share(plain, {key: plain[key] - own[key] for key in own if key in plain}))
+        for name in accuracy:
+            plain, own = (values_of(of[who], "clean", name) for who in (undefended, method))
+            cells.append(_share(plain, own))
+        if any(cell.interval for cell in cells[: len(judged)]):
+            table.rows.append([method, *cells, _counts(cells)])
+    return table
+
+
+def _share(whole: Mapping[Key, float], part: Mapping[Key, float]) -> Measured:
+    """The mean of ``part`` as a share of the mean of ``whole`` over the units that both have."""
+    keys = [key for key in part if key in whole]
+    mean = math.fsum(whole[key] for key in keys) / len(keys) if keys else 0.0
+    if not mean:
+        return Measured(None, percent=True)
+    values = [part[key] / mean for key in keys]
+    return Measured(
+        hierarchical_bootstrap(values, [seed for seed, _ in keys], rng=np.random.default_rng(0)), percent=True
+    )
+
+
 def gates(
     entries: Sequence[Entry], metric: str, undefended: str, order: Mapping[str, Sequence[str]]
 ) -> list[tuple[str, Gate, int]]:

@@ -211,6 +211,30 @@ def test_strength_of_the_attacks_is_told() -> None:
     assert "Strength" not in render([cell("Pop")])
 
 
+def test_what_a_defense_removes_and_what_it_keeps() -> None:
+    """Against the undefended model, by hand: half of the lift, all of tailhit, 20 of 23 hits."""
+    cells = []
+    for seed in range(8):
+        plain, ours = cell(seed=seed), cell("MF + AT", seed=seed)
+        ours["clean"] = {**ours["clean"], "hit@50": 0.20}
+        ours["lift"] = {**ours["lift"], "targethr@50": plain["lift"]["targethr@50"] / 2}
+        cells += [plain, ours, cell(attack="Random", seed=seed, attacked=plain["clean"])]
+    page = render_markdown(cells, title="t", metrics=METRICS)
+    header, row = table(page, "### Share of MF's lift removed")
+    assert header[1:-1] == ["Average: removed, %", "hit@50 kept, %", "recall@50 kept, %", "tailhit@50 kept, %"]
+    assert row[0] == "MF + AT" and [text.split()[0] for text in row[1:-1]] == ["50.0", "87.0", "100.0", "100.0"]
+    assert row[-1] == "8"
+    low, high = (float(text) for text in re.findall(r"[\d.]+", row[1])[1:])
+    assert low < 50.0 < high  # lifts differ from seed to seed
+
+
+def test_no_defense_is_judged_by_an_attack_that_does_nothing() -> None:
+    cells = [cell(method, seed=seed) for method in ("MF", "X") for seed in range(8)]
+    cells = [{**one, "attacked": one["clean"]} for one in cells]
+    assert "lift removed" not in render_markdown(cells, title="t", metrics=METRICS)
+    assert "lift removed" not in render_markdown([cell(seed=seed) for seed in range(8)], title="t", metrics=METRICS)
+
+
 def test_failed_cells_are_listed() -> None:
     failed = {"schema_version": 1, "command": "c", "cell": cell(seed=3)["cell"], "error": "ValueError: a | b"}
     page = render([cell(), failed])
