@@ -170,9 +170,8 @@ def defense_table(
     """Rows: the other methods. Columns: share of the undefended lift that each removes, by attack; then the share of
     each accuracy metric on clean data that it keeps.
 
-    Both are means over the units that method and undefended model share, over the undefended mean; an interval has the
-    spread of the method's values, not that of the mean it is divided by. Attacks too weak or too strong to judge a
-    defense by (:func:`gates`) are left out.
+    Both are ratios of means over the units that method and undefended model share. Attacks too weak or too strong to
+    judge a defense by (:func:`gates`) are left out.
     """
     judged = [attack for attack, gate, _ in gates(entries, metric, undefended, order) if gate.works]
     header = ["method", *(f"{attack}: removed, %" for attack in judged), *(f"{name} kept, %" for name in accuracy)]
@@ -194,12 +193,16 @@ def defense_table(
 
 
 def _share(whole: Mapping[Key, float], part: Mapping[Key, float]) -> Measured:
-    """The mean of ``part`` as a share of the mean of ``whole`` over the units that both have."""
+    """The mean of ``part`` as a share of the mean of ``whole``, over the units that both have.
+
+    The interval is that of the ratio, linearised: where the share is the same in each unit, it is a point.
+    """
     keys = [key for key in part if key in whole]
     mean = math.fsum(whole[key] for key in keys) / len(keys) if keys else 0.0
     if not mean:
         return Measured(None, percent=True)
-    values = [part[key] / mean for key in keys]
+    share = math.fsum(part[key] for key in keys) / len(keys) / mean
+    values = [share + (part[key] - share * whole[key]) / mean for key in keys]
     return Measured(
         hierarchical_bootstrap(values, [seed for seed, _ in keys], rng=np.random.default_rng(0)), percent=True
     )
