@@ -34,7 +34,7 @@ def defended(model_class: type, defense: LossDefense) -> type:
     class Defended(model_class):  # type: ignore[misc, valid-type]
         defended_name = model_class.__name__
 
-        def __init__(self, config, dataset) -> None:
+        def __init__(self, config: Any, dataset: Any) -> None:
             self.forwarded: list[Any] | None = None
             self.defense_epoch: int | None = None
             super().__init__(config, dataset)
@@ -47,13 +47,13 @@ def defended(model_class: type, defense: LossDefense) -> type:
             if hook is not None:
                 hook(epoch)
 
-        def forward(self, *args, **kwargs):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
             found = super().forward(*args, **kwargs)
             if self.forwarded is not None:
                 self.forwarded.append(found)
             return found
 
-        def calculate_loss(self, interaction) -> Loss:
+        def calculate_loss(self, interaction: Any) -> Loss:
             self.forwarded = []
             try:
                 loss = defense.loss(self, interaction, super().calculate_loss(interaction))
