@@ -65,10 +65,19 @@ def merge(into: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """Update ``into`` by ``new``: the later wins, ``attack_args`` and ``defense_args`` are merged field by field."""
     for key, value in new.items():
         if key in MERGED_KEYS and isinstance(value, Mapping) and isinstance(into.get(key), Mapping):
-            into[key] = {**into[key], **value}
+            into[key] = _merged(into[key], value)
         else:
             into[key] = value
     return into
+
+
+def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Both mappings, level by level; the later wins."""
+    both = {**old, **new}
+    for key in old.keys() & new.keys():
+        if isinstance(old[key], Mapping) and isinstance(new[key], Mapping):
+            both[key] = _merged(old[key], new[key])
+    return both
 
 
 class Config(RecBoleConfig):
@@ -295,6 +304,10 @@ class Config(RecBoleConfig):
             in_training = built.loss or built.training
             if in_training is not None:
                 in_training.check(self.model, self._is_explicit(self.model_class))
+            if built.detectors and final["MODEL_TYPE"] == ModelType.KNOWLEDGE:
+                raise UserError(
+                    f"defense: expected a model without a knowledge graph under {names[0]}, got {self.model}"
+                )
         if final["poison"] is not None and (told := self.attack_keys_given(final)):
             raise UserError(f"poison: expected no keys of an attack beside a card to replay, got {', '.join(told)}")
         for kind in ("attack", "defense"):

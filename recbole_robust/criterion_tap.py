@@ -63,18 +63,21 @@ def sample_losses(criterion: nn.Module, *args: Tensor) -> SampleLosses:
     return SampleLosses(bce(scores, target, reduction="none").flatten(), target.flatten() > 0)
 
 
+def _can_be_tapped(name: str, child: nn.Module) -> bool:
+    if isinstance(child, nn.CrossEntropyLoss):  # over the items; GCMC's is over two classes, positive and negative
+        return name == FIRST_CHOICE and child.reduction == "mean"
+    return isinstance(child, BPRLoss) or (
+        isinstance(child, nn.BCEWithLogitsLoss | nn.BCELoss) and child.reduction == "mean"
+    )
+
+
 def attach(model: nn.Module) -> CriterionTap:
     """Put a tap in the place of the model's criterion and return it.
 
     Raises:
         UserError: no criterion that can be tapped, or several.
     """
-    found = {
-        name: child
-        for name, child in model.named_children()
-        if isinstance(child, BPRLoss)
-        or (isinstance(child, nn.BCEWithLogitsLoss | nn.BCELoss | nn.CrossEntropyLoss) and child.reduction == "mean")
-    }
+    found = {name: child for name, child in model.named_children() if _can_be_tapped(name, child)}
     if FIRST_CHOICE in found:
         found = {FIRST_CHOICE: found[FIRST_CHOICE]}
     if len(found) != 1:

@@ -120,7 +120,10 @@ def _replayed(config: Config) -> StoredCard:
     """The card that ``poison`` names; what does not fit the data set is told before anything is trained."""
     card = PoisonCard.load(config["poison"])
     train = clean_train_split(config)
-    card.to_ids(train)
+    profiles, newcomers = card.to_ids(train), attacker_view(train).newcomers
+    if card.is_control and (newcomers is None or newcomers.digest() != profiles.digest()):
+        raise UserError(f"poison: expected the new_fans ({card.profiles.n_users}), targets and seed of this card of "
+                        f"Organic, so that its users are held out, got new_fans {config['new_fans']}")  # fmt: skip
     asked = [key for key in ("target_items", *DRAW_KEYS) if key in config.external_config_dict]
     if asked and set(targets := targets_of(config, train)) != set(card.target_items):
         raise UserError(f"{asked[0]}: expected the card's targets {' '.join(card.target_items)} (or no such key), "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -149,14 +150,21 @@ def _under_defenses(config: Config, train_data) -> tuple[Any, Any, dict[str, Any
 def _detect(config: Config, detectors, train) -> tuple[NDArray[np.bool_], dict[str, Any]]:
     """Who is flagged by any of the detectors, and how right they are together (the defense never learns that).
 
+    Under the control Organic nobody is fake; ``newcomers_lost`` is the share of those who joined that is flagged.
+
     Shape: ``(n_users,)``, bool, without the padding user.
     """
     view = defender_view(train)
     found = [one(view, rng=stage_rng(config["seed"], f"defense {type(one).__name__}")) for one in detectors]
     flagged = np.logical_or.reduce([detection.flagged for detection in found])
-    is_fake = np.arange(len(flagged)) >= len(flagged) - train.n_fake_users
-    scores = np.mean([rankdata(detection.scores) for detection in found], axis=0)
-    return flagged, detection_report(Detection(scores, flagged), is_fake)
+    joined = np.arange(len(flagged)) >= len(flagged) - train.n_fake_users
+    together = Detection(np.mean([rankdata(detection.scores) for detection in found], axis=0), flagged)
+    if train.card is not None and train.card.is_control:
+        return flagged, {
+            **detection_report(together, ~joined & joined),
+            "newcomers_lost": float(flagged[joined].mean()),
+        }
+    return flagged, detection_report(together, joined)
 
 
 def _adding_users(config: Config, defense: TrainingDefense, train, room) -> Callable[[Any, Any, int], Any]:
@@ -210,12 +218,22 @@ def _clean_path(config: Config) -> str:
     """Where the weights of a clean training are kept: its key has nothing of the attack, nor of what is measured."""
     measured = ["rating_metrics", "always_metrics", "baseline"]
     ranks_targets = any(str(m).lower().startswith("target") for m in [config["valid_metric"], *config["metrics"]])
-    if not ranks_targets and not config["noise_ratio"]:  # noise leaves the targets alone: others, other noise
+    # Noise leaves the targets alone, and new fans are the targets': other targets, other clean data.
+    if not ranks_targets and not config["noise_ratio"] and not config["new_fans"]:
         measured += [*TARGET_KEYS, "target_sets"]
     key = config.key(without=[*POISON_KEYS, *measured])
-    version = "-".join([data_digest(config), recbole_robust.__version__, torch.__version__])
+    version = "-".join([data_digest(config), recbole_robust.__version__, _training_code(), torch.__version__])
     name = hashlib.sha256(f"{key}-{version}".encode()).hexdigest()[:12]
     return os.path.join(config["output_dir"], "clean", f"{config['model']}-{config['dataset']}-{name}.pth")
+
+
+@functools.cache
+def _training_code() -> str:
+    """A hash of the sources that a training runs: who works on a model gets no weights of its older self."""
+    package = Path(__file__).parent
+    folders = [path for name in ("model", "defenses") for path in sorted((package / name).glob("*.py"))]
+    files = [*folders, *(package / f"{name}.py" for name in ("trainer", "criterion_tap", "initialisation"))]
+    return hashlib.sha256(b"\x1f".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 
 def _measure(config: Config, trained: Trained) -> tuple[dict[str, float], dict[str, dict[str, float]], int]:

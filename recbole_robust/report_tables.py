@@ -29,7 +29,7 @@ _TARGET = re.compile(r"target|predictionshift|prediction_shift|rankshift|rank_sh
 _PLACE = {"output_dir", "gpu_id", "use_gpu", "data_path", "force", "compare_clean", "baseline", "show_progress"}
 _PLACE |= {"save_checkpoint", "log_tensorboard", "cache_clean"}
 _AXES = {"model", "dataset", "attack", "defense", "seed"}
-_ATTACK_OPTIONS = re.compile(r"attack|filler_size|n_fillers|n_fake_users|known_users|poison")
+_ATTACK_OPTIONS = re.compile(r"attack|new_fans|filler_size|n_fillers|n_fake_users|known_users|poison")
 _TARGET_OPTIONS = re.compile(r"target_(?!hr)|n_targets")
 
 

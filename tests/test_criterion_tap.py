@@ -65,7 +65,12 @@ def test_the_criterion_of_the_recommendation_comes_first():
 
 @pytest.mark.parametrize(
     ("children", "got"),
-    [({}, "none"), ({"a": BPRLoss(), "b": nn.BCELoss()}, "a, b"), ({"a": nn.BCELoss(reduction="none")}, "none")],
+    [
+        ({}, "none"),
+        ({"loss_function": nn.CrossEntropyLoss()}, "none"),
+        ({"a": BPRLoss(), "b": nn.BCELoss()}, "a, b"),
+        ({"a": nn.BCELoss(reduction="none")}, "none"),
+    ],
 )
 def test_no_criterion_or_several_are_refused(children, got):
     with pytest.raises(UserError, match=rf"expected one criterion .* got {got} in this one"):

@@ -50,6 +50,15 @@ def test_several_defenses_have_their_hyper_parameters_by_name(toy_config):
     assert built.detectors == (CoRating(n_flag=3),) and built.loss == AT()
 
 
+def test_hyper_parameters_of_several_are_merged_over_all_layers(tmp_path, data_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("defense: CoRating,AT\ndefense_args: {AT: {eps: 0.1}, CoRating: {n_flag: 3}}\n")
+    config = Config("MF", "toy", [path], {"data_path": str(data_path), "defense_args": {"AT": {"weight": 2.0}}},
+                    ["--defense_args.AT.start_epoch=1"])  # fmt: skip
+    built = build_defenses(config["defense"], config["defense_args"])
+    assert built.loss == AT(eps=0.1, weight=2.0, start_epoch=1) and built.detectors == (CoRating(n_flag=3),)
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -68,6 +77,11 @@ def test_a_mistake_is_one_clear_line(keys, message, toy_config):
     with pytest.raises(UserError) as error:
         toy_config(**keys)
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_detectors_refuse_a_knowledge_graph(toy_config):
+    with pytest.raises(UserError, match="defense: expected a model without a knowledge graph under CoRating, got KGAT"):
+        toy_config("KGAT", defense="CoRating")
 
 
 def test_the_command_line_exits_with_2(capsys, data_path, output_dir):
@@ -103,6 +117,16 @@ def test_without_the_fakes_the_rows_are_the_clean_ones(model, loaders):
     assert loader._dataset.user_num == train.user_num and type(loader) is type(poisoned)
     for ours, theirs in zip(loader, clean, strict=True):
         assert_same_rows(ours, theirs)
+
+
+def test_flagged_users_make_no_negative_popular(family_config):
+    sampling = {"distribution": "popularity", "sample_num": 1, "alpha": 1.0, "dynamic": False, "candidate_num": 0}
+    poison = Poison(Average(), ["i3", "i40"], n_fake_users=8, n_fillers=6)
+    clean = prepare(family_config("BPR", train_neg_sample_args=sampling))[0]
+    poisoned = prepare(family_config("BPR", train_neg_sample_args=sampling), poison)[0]
+    is_fake = np.arange(88) >= 80
+    assert poisoned._sampler.prob != clean._sampler.prob
+    assert screened(poisoned, is_fake)._sampler.prob == clean._sampler.prob
 
 
 def test_flagged_users_lose_all_their_rows_and_nobody_else_any(loaders):

@@ -33,4 +33,8 @@ class Organic:
             raise UserError(
                 f"n_fake_users: expected the {view.newcomers.n_users} of new_fans, got {budget.n_fake_users}"
             )
+        ratings = view.newcomers.ratings
+        if not np.all((ratings >= view.rating_min) & (ratings <= view.rating_max)):
+            scale = f"{view.rating_min:g} to {view.rating_max:g}"
+            raise UserError(f"new_fans: expected ratings from {scale}, the scale of those who stay, got others")
         return view.newcomers.check(view)

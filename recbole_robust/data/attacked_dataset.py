@@ -130,6 +130,13 @@ class AttackedMixin(PandasSafeDataset, _Base):
         if self.config["new_fans"]:
             self._hold_out_fans()
 
+    def _load_user_or_item_feat(self, token, dataset_path, source, field_name):
+        """Who is held out has no row in the user features either: their ids are made of both tables."""
+        feat = super()._load_user_or_item_feat(token, dataset_path, source, field_name)
+        if feat is None or self.newcomers is None or field_name != "uid_field":
+            return feat
+        return feat[~feat[self.uid_field].isin(self.newcomers.users)].reset_index(drop=True)
+
     def _hold_out_fans(self) -> None:
         """Take out the users that ``new_fans`` wants held out, before there are ids and splits."""
         config = self.config
@@ -274,8 +281,11 @@ class AttackedMixin(PandasSafeDataset, _Base):
         return take_rows(self, leave_one_out_rows(self.inter_feat[group_by].numpy(), leave_one_mode))
 
     def fingerprint(self) -> str:
-        """What a cache of these data is compared by: noise and poison, and the targets, which noise leaves alone."""
+        """What a cache of these data is compared by: noise, new fans and poison, and the targets that noise spares."""
         parts = [self.noise.fingerprint()] if self.noise is not None else []
+        if self.config["new_fans"]:
+            fans = repr([self.config[key] for key in ("new_fans", "target_items", "target_sets", "seed")])
+            parts.append(hashlib.sha256(fans.encode()).hexdigest()[:12])
         if self.poison is not None:
             parts.append(self.poison.fingerprint())
         elif self.noise is not None:

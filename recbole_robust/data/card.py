@@ -48,6 +48,11 @@ class PoisonCard:
         parts = "\x1f".join([self.dataset, *self.target_items, "", *named, numbers.digest()])
         return hashlib.sha256(parts.encode()).hexdigest()[:12]
 
+    @property
+    def is_control(self) -> bool:
+        """Whether those who join are genuine users (the control Organic)."""
+        return self.settings.get("attack") == "Organic"
+
     def fingerprint(self) -> str:
         """What a cache of poisoned data is compared by."""
         return self.digest()

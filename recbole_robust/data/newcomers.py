@@ -51,7 +51,6 @@ def hold_out_fans(
     user, item, rating, time = fields
     if rating not in feat:
         raise UserError(f"new_fans: expected a column {rating}:float, by which fans are known, got none")
-    feat = feat.drop_duplicates([user, item], keep="last")
     is_target = feat[item].astype(str).isin(targets)
     fans = np.sort(feat.loc[is_target & (feat[rating] >= LIKED * feat[rating].max()), user].unique())
     if len(fans) < n_fans:
@@ -61,7 +60,7 @@ def hold_out_fans(
     gone = set(targets) - set(feat.loc[~leaves & is_target, item].astype(str))
     if gone:
         raise UserError(f"new_fans: expected a target that somebody else has rated too, got {' '.join(sorted(gone))}")
-    rows = feat[leaves].sort_values(user, kind="stable")
+    rows = feat[leaves].drop_duplicates([user, item], keep="last").sort_values(user, kind="stable")
     times = rows[time].to_numpy() if time in rows else None
     found = Newcomers(rows[user].to_numpy(), rows[item].astype(str).to_numpy(), rows[rating].to_numpy(), times)
     return feat[~leaves].reset_index(drop=True), found

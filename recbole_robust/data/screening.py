@@ -6,6 +6,7 @@ import copy
 
 import numpy as np
 from numpy.typing import NDArray
+from recbole.sampler import Sampler
 
 from recbole_robust.types import UserError
 
@@ -30,8 +31,13 @@ def without_users(train, flagged: NDArray[np.bool_]):
 
 def screened(loader, flagged: NDArray[np.bool_]):
     """A training loader without the rows of some users, of the same kind and seed as ``loader``."""
-    shuffle = loader.shuffle
-    other = type(loader)(loader.config, without_users(loader._dataset, flagged), loader._sampler, shuffle=shuffle)
+    rows, sampler = without_users(loader._dataset, flagged), loader._sampler
+    if type(sampler) is Sampler and sampler.distribution == "popularity":  # flagged users make nothing popular
+        datasets = [
+            rows if phase == "train" else data for phase, data in zip(sampler.phases, sampler.datasets, strict=True)
+        ]
+        sampler = Sampler(sampler.phases, datasets, "popularity", sampler.alpha).set_phase("train")
+    other = type(loader)(loader.config, rows, sampler, shuffle=loader.shuffle)
     if other.generator is None:  # where save_dataloaders took it away
         other.generator = loader.generator
     return other

@@ -27,8 +27,8 @@ def defended(model_class: type, defense: LossDefense) -> type:
     """``model_class`` under ``defense``: a subclass, so that whatever takes the one takes the other.
 
     The instances know ``defense_epoch`` (from 0, told by the trainer; None under a trainer that does not tell),
-    ``defense_step`` (batches so far, kept in checkpoints), ``defended_name`` (of the model) and, inside the loss,
-    ``forwarded``: what their ``forward`` returned for this batch, call by call.
+    ``defense_step`` (batches so far, for whoever counts them; kept in checkpoints), ``defended_name`` (of the model)
+    and, inside the loss, ``forwarded``: what their ``forward`` returned for this batch, call by call.
     """
 
     class Defended(model_class):  # type: ignore[misc, valid-type]
@@ -59,7 +59,6 @@ def defended(model_class: type, defense: LossDefense) -> type:
                 loss = defense.loss(self, interaction, super().calculate_loss(interaction))
             finally:
                 self.forwarded = None
-            self.defense_step += 1
             return loss
 
     Defended.__name__ = Defended.__qualname__ = f"{type(defense).__name__}{model_class.__name__}"

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from recbole_robust.criterion_tap import CriterionTap, SampleLosses, attach
+from recbole_robust.criterion_tap import SampleLosses, attach
 from recbole_robust.defenses.checks import require_number
 from recbole_robust.defenses.defended import Loss
 from recbole_robust.types import UserError
@@ -28,8 +28,12 @@ class Denoising:
             )
 
     def attach(self, model: Any) -> None:
-        tap: CriterionTap = attach(model)
-        tap.reduce = lambda samples: self.reduce(samples, int(model.defense_step))
+        def reduce(samples: SampleLosses) -> Tensor | None:
+            found = self.reduce(samples, int(model.defense_step))
+            model.defense_step += 1  # here: some trainers of RecBole call other losses than calculate_loss
+            return found
+
+        attach(model).reduce = reduce
 
     def loss(self, model: Any, interaction: Any, own_loss: Loss) -> Loss:
         return own_loss  # the tap is in it

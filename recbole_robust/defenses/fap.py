@@ -38,7 +38,8 @@ class FAP(Threshold):
     reported as one, and they count among the flagged.
 
     Args:
-        seed_users: ids of known spammers (0-based rows of the view), or None to find seeds. (Default: None)
+        seed_users: ids of known spammers (0-based rows of the view; those beyond it are passed over), or None to find
+            seeds. (Default: None)
         seed_score: ``co_rating`` (:class:`CoRating`) or ``deviation`` (the logarithm of RDMA). (Default: ``co_rating``)
         n_seeds: ``auto`` (its outliers), a count or a share of the users. (Default: ``auto``; SDLib draws 350 of the
             known spammers of Amazon)
@@ -79,8 +80,7 @@ class FAP(Threshold):
         n_users = view.ratings.shape[0]
         if self.seed_users is not None:
             known = np.unique(self.seed_users)
-            require(known[-1] < n_users, "seed_users", f"user ids from 0 to {n_users - 1}", int(known[-1]))
-            return known
+            return known[known < n_users]  # the clean data have no fakes
         if self.seed_score == "co_rating":
             return np.flatnonzero(CoRating(n_flag=self.n_seeds)(view, rng=rng).flagged)
         deviation = rating_deviation(view.ratings)

@@ -63,7 +63,7 @@ def test_what_cannot_be_held_out_is_told(log):
         hold_out_fans(log.drop(columns="rating"), FIELDS, ["i1"], 1, seed=0)
 
 
-@pytest.mark.parametrize("model", ["MF", "BPR", "SASRec"])
+@pytest.mark.parametrize("model", ["MF", "BPR", "SASRec", "DCN", "DIN"])
 def test_the_data_are_without_them_until_they_join(model, family_config):
     before = split(family_config(model))
     clean = split(family_config(model, **KEYS))
@@ -83,7 +83,34 @@ def test_they_join_by_the_attack(run):
     assert (result["attack"], result["poison"]["n_fake_users"], result["n_genuine"]) == ("Organic", 4, 76)
     popularity = [result["per_target"]["i3"][name]["popularity"] for name in ("clean", "attacked")]
     assert popularity[0] == popularity[1]  # it counts who was there
-    assert result["lift"]["targethr@10"] is not None
+    assert result["clean"] == run("MF", **KEYS)["clean"] != result["attacked"]
+
+
+def test_other_fans_are_other_clean_data(run):
+    """Two targets, one output folder: the second clean model is not that of the first."""
+    runs = [run("MF", target_items=[item], new_fans=4, cache_clean=cached)["clean"]["rmse"]
+            for item, cached in (("i3", True), ("i4", True), ("i4", False))]  # fmt: skip
+    assert runs[0] != runs[1] == runs[2]
+
+
+def test_a_card_of_organic_needs_its_fans_held_out(run):
+    card = run("MF", attack="Organic", n_fake_users=4, **KEYS)["poison"]["card"]
+    replayed = run("BPR", poison=card, **KEYS)
+    assert (replayed["n_genuine"], replayed["poison"]["n_fake_users"]) == (76, 4)
+    with pytest.raises(UserError, match=r"poison: expected the new_fans \(4\), .* got new_fans 0"):
+        run("BPR", poison=card)
+
+
+def test_a_detector_is_told_to_lose_newcomers_not_to_catch_them(run):
+    report = run("MF", attack="Organic", n_fake_users=4, defense="CoRating", baseline="none", **KEYS)["detection"]
+    assert report["attacked"]["recall"] is None and 0 <= report["attacked"]["newcomers_lost"] <= 1
+    assert "newcomers_lost" not in report["clean"]
+
+
+def test_duplicates_of_those_who_stay_are_left_alone(log):
+    twice = pd.concat([log, log]).reset_index(drop=True)
+    kept, gone = hold_out_fans(twice, FIELDS, ["i1", "i2"], 3, seed=0)
+    assert len(kept) == 2 * (len(log) - len(gone.users))
 
 
 def test_organic_needs_newcomers_and_takes_all_of_them(log, family_config, toy_config):
