@@ -50,6 +50,8 @@ class TNA(SurrogateAttack):
         momentum: share of the last step that is kept.
         width: b as a share of the margins' standard deviation. The paper's 0.01 stars leaves no gradient.
         eta: weight of the 1-norm.
+        round_size: after so many fakes the next one sees the genuine data alone again; None: never, as in the paper.
+            Many fakes win the surrogate's lists long before a victim's, and the later ones have nothing left to learn.
     """
 
     n_influential: int = 400
@@ -59,6 +61,7 @@ class TNA(SurrogateAttack):
     momentum: float = 0.8
     width: float = 0.5
     eta: float = 0.0
+    round_size: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,6 +71,8 @@ class TNA(SurrogateAttack):
         for key in ("step_size", "width", "eta"):
             require_number(key, getattr(self, key), 0)
         require_number("momentum", self.momentum, 0, 1)
+        if self.round_size is not None:
+            require_number("round_size", self.round_size, 1, integer=True)
 
     def choose_fillers(
         self, view: AttackerView, targets: IntArray, budget: Budget, rng: np.random.Generator
@@ -81,6 +86,8 @@ class TNA(SurrogateAttack):
         values = self.values(view, surrogate, targets)
         ptr, ids = assign_targets(budget, targets)
         for fake in range(budget.n_fake_users):
+            if self.round_size is not None and fake % self.round_size == 0:
+                state = ItemState(surrogate)
             own = torch.from_numpy(ids[ptr[fake] : ptr[fake + 1]])
             items[fake] = self._one_fake(state, group, own, values, budget.n_fillers, rng)
             include = torch.zeros(view.n_items, dtype=surrogate.y.dtype)

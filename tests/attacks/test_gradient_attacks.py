@@ -217,6 +217,15 @@ def test_tna_builds_on_the_fakes_before(taste_view):
     assert len({tuple(long.item_ids[a:b]) for a, b in zip(long.user_ptr, long.user_ptr[1:], strict=False)}) > 1
 
 
+def test_tna_starts_anew_after_a_round(taste_view):
+    """The first round is that of the attack without rounds; then the next fake no longer sees the fakes before it."""
+    whole = run(TNA(**SMALL), taste_view).to_csr(taste_view.n_items)
+    rounds = run(TNA(**SMALL, round_size=3), taste_view).to_csr(taste_view.n_items)
+    assert (whole[:3] != rounds[:3]).nnz == 0 < (whole[3:] != rounds[3:]).nnz
+    once = run(TNA(**SMALL, round_size=BUDGET.n_fake_users), taste_view).to_csr(taste_view.n_items)
+    assert (whole != once).nnz == 0
+
+
 def test_tna_rates_fillers_as_the_average_attack_does(taste_view):
     """Each filler's mean over many draws is its item's mean, up to the rounding and the ends of the scale."""
     wide = replace(taste_view, rating_min=-20.0, rating_max=20.0, rating_step=0.0)
