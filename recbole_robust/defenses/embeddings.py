@@ -53,7 +53,7 @@ class Propagated(Tables):
 
     def user_and_items(self, model: Any, users: Tensor, items: list[Tensor]) -> Vectors:
         user_table, item_table = model.forwarded[0][:2]
-        return user_table[users], *(item_table[item] for item in items)
+        return user_table.index_select(0, users), *(item_table.index_select(0, item) for item in items)
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ class RGCF(GeneralRecommender):
     def mutual_information_loss(self, user: Tensor, z: Tensor, z_aug: Tensor) -> Tensor:
         """``- sum over the batch of log softmax_k(cos(z_u, z'_k) / tau)`` at k = u; the padding id is no user."""
         user, count = torch.unique(user, return_counts=True)
-        cosine = F.normalize(z[user], dim=1) @ F.normalize(z_aug[1 : self.n_users], dim=1).T
+        cosine = F.normalize(z.index_select(0, user), dim=1) @ F.normalize(z_aug[1 : self.n_users], dim=1).T
         return (F.cross_entropy(cosine / self.tau, user - 1, reduction="none") * count).sum()
 
     # --- what RecBole calls -------------------------------------------------------------------------------------------
@@ -152,9 +152,12 @@ class RGCF(GeneralRecommender):
         h = self.ego()
         adjacency = self.adjacency(h)
         z = self.propagate(h, lambda x: self.graph.neighbour_sum(adjacency, x))
-        loss = self.mf_loss((z[user] * z[positive]).sum(dim=1), (z[user] * z[negative]).sum(dim=1))
+        # index_select, since the gradient of z[user] is summed in another order on every run of several threads.
+        of_user, liked, other = (z.index_select(0, nodes) for nodes in (user, positive, negative))
+        loss = self.mf_loss((of_user * liked).sum(dim=1), (of_user * other).sum(dim=1))
         if self.reg_weight:
-            ridge = self.reg_loss(h[user], h[positive], h[negative], require_pow=self.require_pow)
+            rows = (h.index_select(0, nodes) for nodes in (user, positive, negative))
+            ridge = self.reg_loss(*rows, require_pow=self.require_pow)
             loss = loss + self.reg_weight * ridge.squeeze()
         if not self.MIM_weight:
             return loss, torch.zeros_like(loss)
