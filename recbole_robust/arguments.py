@@ -1,4 +1,4 @@
-"""Checks of hyper-parameters: one clear line that names the key, what was expected and what came."""
+"""Hyper-parameters: checks, in one clear line that names key, expected and given, and fractions as counts."""
 
 from __future__ import annotations
 
@@ -32,3 +32,8 @@ def require_number(key: str, value: object, low: float, high: float = np.inf, *,
 def require_choice(key: str, value: object, choices: Any) -> None:
     """Raise a :class:`UserError` unless ``value`` is one of the strings of the ``Literal`` type ``choices``."""
     require(value in get_args(choices), key, f"one of {', '.join(get_args(choices))}", value)
+
+
+def share_of(fraction: float, whole: int) -> int:
+    """``fraction * whole``, rounded down, where 0.29 of 100 is 29 (in floats it is 28.999999999999996)."""
+    return int(fraction * whole + 1e-9)

@@ -187,8 +187,7 @@ class Config(RecBoleConfig):
                 merge(own, read_yaml(path))
         attack, defense = self._external("attack"), self._external("defense")
         if attack is not None:
-            if not isinstance(attack, str) or attack not in registry.ATTACKS:
-                raise registry.unknown("attack", attack, registry.ATTACKS)
+            registry.check_name("attack", attack, registry.ATTACKS)
             merge(own, read_yaml(property_file("attack", attack)))
         if defense is not None:
             self._merge_defenses(registry.defense_names(defense))

@@ -18,7 +18,7 @@ from recbole_robust import registry, results
 from recbole_robust.config import DRAW_KEYS, Config
 from recbole_robust.config_checks import read_yaml
 from recbole_robust.data.atomic_file import column_names
-from recbole_robust.data.card import SCHEMA_VERSION, PoisonCard, card_folder
+from recbole_robust.data.card import SCHEMA_VERSION, PoisonCard, bytes_digest, card_folder
 from recbole_robust.data.fake_users_json import card_of_fake_users
 from recbole_robust.data.load import clean_train_split
 from recbole_robust.data.poison import Poison, targets_of
@@ -161,7 +161,7 @@ def _code_of(attack: Any) -> str:
     """A hash of the source files beside the attack's: who works on an attack never gets a card of its older self."""
     try:
         files = sorted(Path(inspect.getfile(type(attack))).parent.glob("*.py"))
-        return hashlib.sha256(b"\x1f".join(file.read_bytes() for file in files)).hexdigest()[:12]
+        return bytes_digest(files)[:12]
     except (TypeError, OSError):  # a class of a notebook or a console has no file
         return ""
 

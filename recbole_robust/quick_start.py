@@ -24,7 +24,7 @@ from scipy.stats import rankdata
 import recbole_robust
 from recbole_robust import registry, results
 from recbole_robust.config import POISON_KEYS, TARGET_KEYS, Config, known_keys
-from recbole_robust.data.card import PoisonCard
+from recbole_robust.data.card import PoisonCard, bytes_digest
 from recbole_robust.data.extra_users import with_room, with_users
 from recbole_robust.data.injection import without_fakes
 from recbole_robust.data.load import data_digest, prepare
@@ -161,7 +161,7 @@ def _detect(config: Config, detectors, train) -> tuple[NDArray[np.bool_], dict[s
     together = Detection(np.mean([rankdata(detection.scores) for detection in found], axis=0), flagged)
     if train.card is not None and train.card.is_control:
         return flagged, {
-            **detection_report(together, ~joined & joined),
+            **detection_report(together, np.zeros_like(joined)),
             "newcomers_lost": float(flagged[joined].mean()),
         }
     return flagged, detection_report(together, joined)
@@ -233,7 +233,7 @@ def _training_code() -> str:
     package = Path(__file__).parent
     folders = [path for name in ("model", "defenses") for path in sorted((package / name).glob("*.py"))]
     files = [*folders, *(package / f"{name}.py" for name in ("trainer", "criterion_tap", "initialisation"))]
-    return hashlib.sha256(b"\x1f".join(path.read_bytes() for path in files)).hexdigest()[:12]
+    return bytes_digest(files)[:12]
 
 
 def _measure(config: Config, trained: Trained) -> tuple[dict[str, float], dict[str, dict[str, float]], int]:

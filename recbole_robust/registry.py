@@ -148,6 +148,12 @@ def get_model(name: str, what: str = "model") -> type:
     return MODELS[name] if name in MODELS else recbole_get_model(name)
 
 
+def check_name(kind: str, name: object, registry: Mapping[str, type]) -> None:
+    """Raise the error of :func:`unknown` unless ``name`` is one of the registry's."""
+    if not isinstance(name, str) or name not in registry:
+        raise unknown(kind, name, registry)
+
+
 def build(
     kind: str, registry: Mapping[str, type], name: str, arguments: Mapping[str, Any] | None, key: str | None = None
 ) -> Any:
@@ -157,8 +163,7 @@ def build(
         key: where the arguments stand, if not there.
     """
     key = key or f"{kind}_args"
-    if not isinstance(name, str) or name not in registry:
-        raise unknown(kind, name, registry)
+    check_name(kind, name, registry)
     if arguments is not None and not isinstance(arguments, Mapping):
         raise UserError(f"{key}: expected a mapping of hyper-parameters, got {arguments!r}")
     arguments = dict(arguments or {})
@@ -194,8 +199,7 @@ def defense_names(defense: object) -> list[str]:
     else:
         names = list(defense) if isinstance(defense, list | tuple) and defense else [defense]
     for name in names:
-        if not isinstance(name, str) or name not in DEFENSES:
-            raise unknown("defense", name, DEFENSES)
+        check_name("defense", name, DEFENSES)
     if len(set(names)) < len(names):
         raise UserError(f"defense: expected each name once, got {', '.join(names)}")
     return names

@@ -23,7 +23,7 @@ from recbole_robust.data.card import PoisonCard
 from recbole_robust.data.heldout import heldout_split
 from recbole_robust.data.injection import add_fake_users, append_rows, fake_interactions
 from recbole_robust.data.leave_one_out import HELD_OUT, leave_one_out_rows, take_rows
-from recbole_robust.data.newcomers import Newcomers, hold_out_fans
+from recbole_robust.data.newcomers import FAN_KEYS, Newcomers, hold_out_fans
 from recbole_robust.data.noise import InteractionNoise
 from recbole_robust.data.noisy_split import NoiseFlags, add_noise
 from recbole_robust.data.poison import CHOICE_KEYS, Poison, targets_of
@@ -284,7 +284,7 @@ class AttackedMixin(PandasSafeDataset, _Base):
         """What a cache of these data is compared by: noise, new fans and poison, and the targets that noise spares."""
         parts = [self.noise.fingerprint()] if self.noise is not None else []
         if self.config["new_fans"]:
-            fans = repr([self.config[key] for key in ("new_fans", "target_items", "target_sets", "seed")])
+            fans = repr([self.config[key] for key in FAN_KEYS])
             parts.append(hashlib.sha256(fans.encode()).hexdigest()[:12])
         if self.poison is not None:
             parts.append(self.poison.fingerprint())

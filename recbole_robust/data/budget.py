@@ -1,7 +1,8 @@
-"""Fractions become counts here, and nowhere else."""
+"""A budget in fractions becomes one in counts here, and nowhere else."""
 
 from __future__ import annotations
 
+from recbole_robust.arguments import share_of
 from recbole_robust.types import AttackerView, Budget, TargetMode, UserError
 
 
@@ -43,8 +44,3 @@ def make_budget(
             f"profile), got {n_fillers}{source}"
         )
     return Budget(n_fake_users=n_fake_users, n_fillers=n_fillers, target_mode=target_mode)
-
-
-def share_of(fraction: float, whole: int) -> int:
-    """``fraction * whole``, rounded down, where 0.29 of 100 is 29 (in floats it is 28.999999999999996)."""
-    return int(fraction * whole + 1e-9)

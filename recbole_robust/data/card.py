@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -184,7 +185,12 @@ def files_digest(path: str | Path) -> str:
     files = [file for file in sorted(card_folder(path).glob("*")) if file.name == CARD_FILE or file.suffix == ".inter"]
     if not files:
         return ""
-    return hashlib.sha256(b"\x1f".join(file.read_bytes() for file in files if file.is_file())).hexdigest()
+    return bytes_digest(file for file in files if file.is_file())
+
+
+def bytes_digest(files: Iterable[Path]) -> str:
+    """A SHA-256 of the contents of some files, in their order."""
+    return hashlib.sha256(b"\x1f".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _content_hash_of(folder: Path) -> str | None:

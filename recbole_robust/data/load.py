@@ -21,6 +21,7 @@ from recbole.utils.argument_list import dataset_arguments
 from recbole_robust.data.attacked_dataset import AttackedDataset
 from recbole_robust.data.card import PoisonCard
 from recbole_robust.data.loaders import use_fast_loader
+from recbole_robust.data.newcomers import FAN_KEYS
 from recbole_robust.data.noise import InteractionNoise
 from recbole_robust.data.poison import Poison
 from recbole_robust.types import UserError
@@ -73,7 +74,7 @@ def create_dataset(config, poison: Poison | PoisonCard | None = None):
     names = [name for name in [*dataset_arguments, *_OWN_ARGUMENTS] if name not in _AFTER_READING]
     settings = {name: config[name] for name in names}
     if config["new_fans"]:
-        settings.update(new_fans=[config[name] for name in ("new_fans", "target_items", "target_sets", "seed")])
+        settings.update(new_fans=[config[name] for name in FAN_KEYS])
     if issubclass(cls, recbole_datasets.DIENDataset):  # it draws negatives while it is read
         settings["seed"] = config["seed"]
     settings.update(cls=cls.__name__, explicit=getattr(config, "is_explicit", False), digest=digest)

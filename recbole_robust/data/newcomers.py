@@ -14,6 +14,7 @@ import pandas as pd
 from recbole_robust.randomness import stage_rng
 from recbole_robust.types import FakeProfiles, UserError
 
+FAN_KEYS = ("new_fans", "target_items", "target_sets", "seed")  # what decides who is held out
 LIKED = 0.8  # of the highest rating: 4 of 5 stars
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from recbole_robust.data.budget import share_of
+from recbole_robust.arguments import share_of
 from recbole_robust.randomness import stage_rng
 from recbole_robust.types import FloatArray, IntArray
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from recbole_robust.data.budget import share_of
+from recbole_robust.arguments import share_of
 from recbole_robust.types import AttackerView, DefenderView, FloatArray, IntArray, InteractionLog, Knowledge, UserError
 
 

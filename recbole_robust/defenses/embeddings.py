@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from recbole_robust.trainer import SAMPLE_WEIGHT
 from recbole_robust.types import UserError
 
 Vectors = tuple[Tensor, ...]  # of the users, of the items and, in a pairwise model, of the negative items: (B, d) each
-SAMPLE_WEIGHT = "sample_weight"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from recbole_robust.arguments import share_of
 from recbole_robust.defenses.checks import require_amount, require_number
 from recbole_robust.types import FloatArray
 
@@ -58,11 +59,11 @@ class Threshold:
         scores = scores[users]
         if self.n_flag == "auto":
             n_outliers = int((robust_z(scores) > self.mad_threshold).sum())
-            n_flag = min(n_outliers, _share_of(self.max_flagged, len(users)))
+            n_flag = min(n_outliers, share_of(self.max_flagged, len(users)))
         elif isinstance(self.n_flag, Integral):
             n_flag = int(self.n_flag)
         else:
-            n_flag = _share_of(float(self.n_flag), len(users))
+            n_flag = share_of(float(self.n_flag), len(users))
         flagged = np.zeros(len(judged), dtype=bool)
         flagged[users[np.lexsort((rng.random(len(users)), -scores))[:n_flag]]] = True
         return flagged
@@ -81,8 +82,3 @@ def robust_z(scores: FloatArray) -> FloatArray:
     deviations: FloatArray = scores - np.median(scores)
     scale = 1.4826 * np.median(np.abs(deviations)) or 1.2533 * np.abs(deviations).mean()
     return deviations / scale if scale > 0 else np.zeros(len(scores))
-
-
-def _share_of(share: float, whole: int) -> int:
-    """Rounded down, where 0.29 of 100 is 29 (in floats it is 28.999999999999996)."""
-    return int(share * whole + 1e-9)

@@ -7,7 +7,7 @@ from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType
 from torch import Tensor
 
-SAMPLE_WEIGHT = "sample_weight"
+from recbole_robust.trainer import SAMPLE_WEIGHT
 
 
 class ExplicitRecommender(GeneralRecommender):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from recbole_robust.data.budget import share_of
+from recbole_robust.arguments import share_of
 from recbole_robust.data.noise import InteractionNoise, draw_items, rank_in_group
 
 N_USERS, N_ITEMS = 51, 41  # in RecBole ids: 50 users, 40 items
