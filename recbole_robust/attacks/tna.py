@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_robust.attacks.gradient import Audience, SurrogateAttack
+from recbole_robust.attacks.gradient import Audience, SurrogateAttack, starting_fillers
 from recbole_robust.attacks.influence import user_influence
 from recbole_robust.attacks.profiles import (
     assign_targets,
@@ -20,6 +20,7 @@ from recbole_robust.attacks.surrogate import ItemState, Surrogate
 from recbole_robust.types import AttackerView, Budget, IntArray
 
 Influence = Literal["highest", "lowest", "random", "all"]
+Start = Literal["uniform", "profile"]
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class TNA(SurrogateAttack):
         momentum: share of the last step that is kept.
         width: b as a share of the margins' standard deviation. The paper's 0.01 stars leaves no gradient.
         eta: weight of the 1-norm.
-        round_size: after so many fakes the next one sees the genuine data alone again; None: never, as in the paper.
-            Many fakes win the surrogate's lists long before a victim's, and the later ones have nothing left to learn.
+        start: where a fake's descent starts: at the items of a real user (``profile``), as in the other attacks by
+            gradient, or at degrees that are all the same (``uniform``). From there all fakes go to the same fillers.
     """
 
     n_influential: int = 400
@@ -61,24 +62,24 @@ class TNA(SurrogateAttack):
     momentum: float = 0.8
     width: float = 0.5
     eta: float = 0.0
-    round_size: int | None = None
+    start: Start = "profile"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choice("influence", self.influence, Influence)
+        require_choice("start", self.start, Start)
         require_number("n_influential", self.n_influential, 1, integer=True)
         require_number("n_steps", self.n_steps, 0, integer=True)
         for key in ("step_size", "width", "eta"):
             require_number(key, getattr(self, key), 0)
         require_number("momentum", self.momentum, 0, 1)
-        if self.round_size is not None:
-            require_number("round_size", self.round_size, 1, integer=True)
 
     def choose_fillers(
         self, view: AttackerView, targets: IntArray, budget: Budget, rng: np.random.Generator
     ) -> IntArray:
         """Shape: ``(n_fake_users, n_fillers)``, ascending in each row."""
         items = np.empty((budget.n_fake_users, budget.n_fillers), dtype=np.int64)
+        start = items[:, :0] if self.start == "uniform" else starting_fillers(view, targets, budget, rng)
         surrogate = self.fit(view, rng)
         audience = Audience.of(view, surrogate, targets)
         state = ItemState(surrogate)
@@ -86,10 +87,8 @@ class TNA(SurrogateAttack):
         values = self.values(view, surrogate, targets)
         ptr, ids = assign_targets(budget, targets)
         for fake in range(budget.n_fake_users):
-            if self.round_size is not None and fake % self.round_size == 0:
-                state = ItemState(surrogate)
             own = torch.from_numpy(ids[ptr[fake] : ptr[fake + 1]])
-            items[fake] = self._one_fake(state, group, own, values, budget.n_fillers, rng)
+            items[fake] = self._one_fake(state, group, own, values, start[fake], budget.n_fillers, rng)
             include = torch.zeros(view.n_items, dtype=surrogate.y.dtype)
             include[items[fake]] = include[own] = 1.0
             state.add(include, values)
@@ -115,12 +114,12 @@ class TNA(SurrogateAttack):
         return torch.from_numpy(np.sort(chosen))
 
     def _one_fake(
-        self, state: ItemState, group: Audience, own: Tensor, values: Tensor, n_fillers: int,
-        rng: np.random.Generator,
+        self, state: ItemState, group: Audience, own: Tensor, values: Tensor, start: IntArray,
+        n_fillers: int, rng: np.random.Generator,
     ) -> IntArray:  # fmt: skip
         """The fillers of the next fake, which rates the targets ``own``, against the lists of ``group``.
 
-        Shape: ``(n_fillers,)``, ascending.
+        Shape: ``start`` ``(n_fillers,)`` or empty; result ``(n_fillers,)``, ascending.
         """
         x = group.x
         lists = group.scores(group.everybody, state.y).topk(min(self.top_k, len(state.y)), dim=1).indices
@@ -131,6 +130,7 @@ class TNA(SurrogateAttack):
         n_items = len(state.y)
         focus = state.look_at(looked_at)
         degrees = torch.full((n_items,), n_fillers / n_items, dtype=x.dtype)
+        degrees[torch.from_numpy(start)] = 1.0
         # Equal degrees would all move alike where the gradient is 0: a little noise decides between such items.
         degrees += torch.from_numpy(rng.uniform(0, 1e-3, n_items)).to(x.dtype)
         velocity = torch.zeros_like(degrees)

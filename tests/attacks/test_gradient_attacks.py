@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_robust.attacks import DADA, PGA, TNA, Average, CopyProfile, RevAdv
+from recbole_robust.attacks import DADA, PGA, TNA, CopyProfile, RevAdv
 from recbole_robust.attacks.gradient import Audience, GradientAttack, boundary, hit
 from recbole_robust.attacks.surrogate import respond
 from recbole_robust.types import AttackerView, Budget, UserError
@@ -54,14 +54,13 @@ def run(attack, view, budget=BUDGET, seed=0):
 @each_attack
 @pytest.mark.parametrize("kind", ["explicit", "implicit"])
 def test_fakes_beat_what_they_could_have_been(attack, kind, taste_view):
-    """In their own surrogate: the copies that a joint attack starts from; TNA starts from nothing: random fillers."""
+    """In their own surrogate: the copies that they start from."""
     attack, budget = replace(attack, surrogate=kind), replace(BUDGET, n_fake_users=30)
-    simple = CopyProfile()
     if isinstance(attack, TNA):
-        attack, simple = replace(attack, influence="all"), Average()
+        attack = replace(attack, influence="all")
     for seed in range(2):
         chosen = surrogate_hits(attack, taste_view, run(attack, taste_view, budget, seed))
-        assert chosen > surrogate_hits(attack, taste_view, run(simple, taste_view, budget, seed))
+        assert chosen > surrogate_hits(attack, taste_view, run(CopyProfile(), taste_view, budget, seed))
 
 
 @each_objective
@@ -212,18 +211,22 @@ def test_tna_on_all_users_is_u_tna(taste_view):
 
 def test_tna_builds_on_the_fakes_before(taste_view):
     """The first fakes of a longer attack are those of a shorter one, and the later ones are other profiles."""
-    long, short = run(TNA(**SMALL), taste_view), run(TNA(**SMALL), taste_view, replace(BUDGET, n_fake_users=3))
+    attack = TNA(**SMALL, start="uniform")
+    long, short = run(attack, taste_view), run(attack, taste_view, replace(BUDGET, n_fake_users=3))
     np.testing.assert_array_equal(long.item_ids[: short.user_ptr[-1]], short.item_ids)
     assert len({tuple(long.item_ids[a:b]) for a, b in zip(long.user_ptr, long.user_ptr[1:], strict=False)}) > 1
 
 
-def test_tna_starts_anew_after_a_round(taste_view):
-    """The first round is that of the attack without rounds; then the next fake no longer sees the fakes before it."""
-    whole = run(TNA(**SMALL), taste_view).to_csr(taste_view.n_items)
-    rounds = run(TNA(**SMALL, round_size=3), taste_view).to_csr(taste_view.n_items)
-    assert (whole[:3] != rounds[:3]).nnz == 0 < (whole[3:] != rounds[3:]).nnz
-    once = run(TNA(**SMALL, round_size=BUDGET.n_fake_users), taste_view).to_csr(taste_view.n_items)
-    assert (whole != once).nnz == 0
+def test_tna_starts_at_real_profiles(taste_view):
+    """No step: a copied profile. All steps: fakes that differ more than those that all start alike."""
+    still = run(TNA(**SMALL, n_steps=0), taste_view)
+    assert np.array_equal(still.item_ids, run(CopyProfile(), taste_view).item_ids)
+    shared = {}
+    for start in ("profile", "uniform"):
+        fakes = run(TNA(**SMALL, start=start), taste_view, replace(BUDGET, n_fake_users=30)).to_csr(taste_view.n_items)
+        rated = (fakes > 0).astype(int)
+        shared[start] = (rated @ rated.T).mean()  # items that two fakes share
+    assert shared["profile"] < shared["uniform"]
 
 
 def test_tna_rates_fillers_as_the_average_attack_does(taste_view):
