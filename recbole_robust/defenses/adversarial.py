@@ -7,6 +7,7 @@ a graph model) and ``delta`` a constant: :class:`AT`, :class:`VAT` and :class:`P
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -23,12 +24,14 @@ from recbole_robust.defenses.embeddings import (
     gradients,
     lookup,
     loss_kind,
+    losses_near,
     reduce,
     sample_losses,
 )
 
 Delta = Literal["row", "sample"]
 Direction = Literal["gradient", "random"]
+POOL = 16  # noise vectors that GDA draws for a batch, at least; a sample takes neighbouring ones, from a random place
 EPS_OF = {"MSE": 0.05, "BPR": 0.5, "BCE": 0.5}  # the authors': of APT's explicit AT, and of AMF
 
 
@@ -195,46 +198,47 @@ class GDA(Adversarial):
 
     def moved(self, model: Any, interaction: Any, ids: list[Tensor], vectors: Vectors) -> Vectors:
         x = [vector.detach() for vector in vectors]
-        sigma = float(self.sigma * torch.stack([part.pow(2).mean() for part in x]).mean().sqrt())
-        centres, noise = self._centres(model, interaction, vectors), noise_of_epoch(model, x)
-        centre, row = self._worst(model, interaction, centres, noise, sigma)
-        places = [part.index_select(0, row).mul_(sigma) for part in noise]
-        for c, parts in enumerate(centres):
-            mine = (centre == c)[:, None] if len(centres) > 1 else None
-            for place, part in zip(places, parts, strict=True):
-                place.add_(part if mine is None else part * mine)
+        rms = torch.stack([part.norm() for part in x]).norm() / math.sqrt(sum(part.numel() for part in x))
+        noise = [
+            self.sigma * rms * torch.randn(POOL, part.shape[1], device=part.device, dtype=part.dtype) for part in x
+        ]
+        steps = [] if self.mode == "da1" else self._steps(model, interaction, vectors)
+        stepped, row = self._worst(model, interaction, x, steps, noise)
+        moves = [z.index_select(0, row) for z in noise]
+        for move, step in zip(moves, steps, strict=False):
+            move.add_(step if self.mode == "da2" else step * stepped[:, None])
         # The gradient is that at the place, and goes to the vector.
-        return tuple(vector + (place - part) for vector, place, part in zip(vectors, places, x, strict=True))
+        return tuple(vector + move for vector, move in zip(vectors, moves, strict=True))
 
-    def _centres(self, model: Any, interaction: Any, vectors: Vectors) -> list[list[Tensor]]:
-        """Around what the candidates are drawn, one or two lists of vectors."""
-        x = [vector.detach() for vector in vectors]
-        centres = [x] if self.mode in ("da1", "both") else []
-        if self.mode in ("da2", "both"):
-            steps = gradients(model, interaction, vectors)[0]
-            norm = torch.stack([step.pow(2).sum(dim=1) for step in steps]).sum(dim=0).sqrt()
-            eps = torch.stack(self.lengths(model, interaction, vectors)).mean() / norm.clamp_min(1e-12)
-            centres.append([torch.addcmul(part, eps[:, None], step) for part, step in zip(x, steps, strict=True)])
-        return centres
+    def _steps(self, model: Any, interaction: Any, vectors: Vectors) -> list[Tensor]:
+        """From the vectors to the second centre of candidates: along the gradient of the sample, ``eps`` in all."""
+        steps = gradients(model, interaction, vectors)[0]
+        norm = torch.stack([step.norm(dim=1) for step in steps]).norm(dim=0)
+        eps = torch.stack(self.lengths(model, interaction, vectors)).mean() / norm.clamp_min(1e-12)
+        return [step.mul_(eps[:, None]) for step in steps]
 
     @torch.no_grad()
     def _worst(
-        self, model: Any, interaction: Any, centres: list[list[Tensor]], noise: list[Tensor], sigma: float
+        self, model: Any, interaction: Any, x: list[Tensor], steps: list[Tensor], noise: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """The candidate of the largest loss of each sample: its centre and its row of the noise. Shape: ``(B,)``."""
-        like = centres[0][0]
-        samples = torch.arange(len(like), device=like.device)
-        loss, centre, row = like.new_full((len(like),), -torch.inf), samples, samples
-        for c, parts in enumerate(centres):
-            for start in torch.randint(len(like) + 1, (self.n_candidates,)).tolist():
-                drawn = [part[start : start + len(like)] for part in noise]
-                candidate = [torch.add(part, z, alpha=sigma) for part, z in zip(parts, drawn, strict=True)]
-                losses = sample_losses(model, interaction, tuple(candidate))
-                is_worse = losses > loss
-                loss = torch.where(is_worse, losses, loss)
-                centre = torch.where(is_worse, c, centre)
-                row = torch.where(is_worse, samples + start, row)
-        return centre, row
+        """The candidate of the largest loss of each sample: whether it is around the second centre, and its row of
+        the noise. Shape: ``(B,)`` each.
+        """
+        centres = [(False, x)] if self.mode != "da2" else []
+        if steps:
+            centres.append((True, [part + step for part, step in zip(x, steps, strict=True)]))
+        worst = x[0].new_full((len(x[0]),), -torch.inf)
+        stepped, row = torch.zeros_like(worst, dtype=torch.bool), torch.zeros_like(worst, dtype=torch.long)
+        for is_stepped, centre in centres:
+            first = torch.randint(len(noise[0]), (len(worst),), device=worst.device)
+            rows = (first + torch.arange(self.n_candidates, device=worst.device)[:, None]) % len(noise[0])
+            losses = losses_near(model, interaction, tuple(centre), noise, rows)
+            for loss, drawn in zip(losses, rows, strict=True):  # argmax over the first axis is slow
+                is_worse = loss > worst
+                worst = torch.where(is_worse, loss, worst)
+                row = torch.where(is_worse, drawn, row)
+                stepped = torch.where(is_worse, is_stepped, stepped)
+        return stepped, row
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
@@ -263,15 +267,3 @@ def _unit_by_item(ids: list[Tensor], values: list[Tensor]) -> Sequence[Tensor]:
     if len(ids) == 1:
         return [unit_by_row(ids[0], values[0])]
     return unit_by_row(torch.cat(ids), torch.cat(values)).split(len(ids[0]))
-
-
-def noise_of_epoch(model: Any, vectors: list[Tensor]) -> list[Tensor]:
-    """Standard normal rows, drawn at the first batch of an epoch; a candidate takes a stretch from a random place.
-
-    Fresh noise for each would take ten times as long as the model. Shape: ``(2 B, d)`` for each of ``(B, d)``.
-    """
-    drawn, epoch = getattr(model, "noise_and_epoch", (None, None))
-    if drawn is None or epoch is None or epoch != model.defense_epoch or len(drawn[0]) < 2 * len(vectors[0]):
-        drawn = [torch.randn(2 * len(x), x.shape[1], device=x.device, dtype=x.dtype) for x in vectors]
-        model.noise_and_epoch = (drawn, model.defense_epoch)
-    return drawn

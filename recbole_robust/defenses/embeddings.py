@@ -35,6 +35,15 @@ class Tables:
     def score(self, model: Any, user: Tensor, item: Tensor) -> Tensor:
         return (user * item).sum(dim=1)
 
+    def scores_near(self, model: Any, vectors: Vectors, noise: list[Tensor], rows: Tensor) -> list[Tensor]:
+        """See :func:`losses_near`: ``(p + y) . (q + z) = p . q + p . z + y . q + y . z``, the products on all rows."""
+        user, y = vectors[0], noise[0]
+        scores = []
+        for item, z in zip(vectors[1:], noise[1:], strict=True):
+            moved = torch.addmm(z @ user.T, y, item.T).add_((y * z).sum(dim=1, keepdim=True))
+            scores.append(moved.gather(0, rows).add_(self.score(model, user, item)))
+        return scores
+
     def gradients(self, model: Any, interaction: Any, vectors: Vectors) -> tuple[list[Tensor], Tensor]:
         """See :func:`gradients`: by the scores alone first, then ``d(p . q) = q dp + p dq``."""
         user, items = vectors[0].detach(), [item.detach() for item in vectors[1:]]
@@ -72,6 +81,13 @@ class NeuMFTables(Tables):
         if model.mlp_train:
             parts.append(model.mlp_layers(torch.cat([user[:, size:], item[:, size:]], dim=1)))
         return model.predict_layer(torch.cat(parts, dim=1)).squeeze(-1)
+
+    def scores_near(self, model: Any, vectors: Vectors, noise: list[Tensor], rows: Tensor) -> list[Tensor]:
+        scores = []
+        for row in rows:
+            user, *items = (x + z.index_select(0, row) for x, z in zip(vectors, noise, strict=True))
+            scores.append([self.score(model, user, item) for item in items])
+        return [torch.stack(of_item) for of_item in zip(*scores, strict=True)]
 
     def gradients(self, model: Any, interaction: Any, vectors: Vectors) -> tuple[list[Tensor], Tensor]:
         free = [x.detach().requires_grad_() for x in vectors]
@@ -119,10 +135,18 @@ def sample_losses(model: Any, interaction: Any, vectors: Vectors) -> Tensor:
     return losses_of(model, interaction, scores)
 
 
+def losses_near(model: Any, interaction: Any, vectors: Vectors, noise: list[Tensor], rows: Tensor) -> Tensor:
+    """The loss of each sample at candidates near its vectors: candidate k of sample b adds ``noise[rows[k, b]]``.
+
+    Shape: ``noise`` ``(P, d)`` for each of ``vectors``, ``rows`` and the result ``(K, B)``.
+    """
+    return losses_of(model, interaction, EMBEDDINGS[model.defended_name].scores_near(model, vectors, noise, rows))
+
+
 def losses_of(model: Any, interaction: Any, scores: list[Tensor]) -> Tensor:
     """BPR, squared error or cross-entropy of each sample, as the model has it, times its ``sample_weight`` if any.
 
-    Shape: ``scores`` of the items and, for BPR, of the negative ones, and the result: ``(B,)``.
+    Shape: ``scores`` of the items and, for BPR, of the negative ones, and the result: ``(B,)``, or ``(K, B)`` each.
     """
     kind = loss_kind(model, interaction)
     if kind == "BPR":
@@ -130,7 +154,9 @@ def losses_of(model: Any, interaction: Any, scores: list[Tensor]) -> Tensor:
     elif kind == "MSE":
         losses = (scores[0] - model.rating_target(interaction)).pow(2)
     else:
-        losses = F.binary_cross_entropy_with_logits(scores[0], interaction[model.LABEL], reduction="none")
+        losses = F.binary_cross_entropy_with_logits(
+            scores[0], interaction[model.LABEL].expand_as(scores[0]), reduction="none"
+        )
     return losses * interaction[SAMPLE_WEIGHT] if SAMPLE_WEIGHT in interaction else losses
 
 

@@ -12,8 +12,16 @@ from torch.testing import assert_close
 from recbole_robust import UserError
 from recbole_robust.data.load import prepare
 from recbole_robust.defenses import AT, GDA, VAT, PamaCF, defended
-from recbole_robust.defenses.adversarial import along, noise_of_epoch, unit_by_row
-from recbole_robust.defenses.embeddings import EMBEDDINGS, NeuMFTables, gradients, lookup, reduce, sample_losses
+from recbole_robust.defenses.adversarial import along, unit_by_row
+from recbole_robust.defenses.embeddings import (
+    EMBEDDINGS,
+    NeuMFTables,
+    gradients,
+    lookup,
+    losses_near,
+    reduce,
+    sample_losses,
+)
 from recbole_robust.initialisation import build_model
 from recbole_robust.trainer import get_trainer
 
@@ -290,7 +298,7 @@ class Linear:
 def test_gda_is_a_penalty_on_the_norm_of_the_gradient():
     """For small noise and K candidates, the largest loss is on average the loss + sigma c_K |gradient|."""
     torch.manual_seed(0)
-    n, d = 100_000, 4
+    n, d = 50, 4
     user, item, negative = torch.zeros(n, d), torch.ones(n, d), torch.ones(n, d)
     user += torch.tensor([1.0, -2.0, 0.5, 3.0])
     item = item * 0 + torch.tensor([0.3, 0.1, -0.2, 0.4])
@@ -300,8 +308,9 @@ def test_gda_is_a_penalty_on_the_norm_of_the_gradient():
     norm = torch.cat([step[:1] for step in steps], dim=1).norm()
     for k, c in ((1, 0.0), (2, 0.5642), (5, 1.1630), (10, 1.5388)):
         defense = GDA(mode="da1", sigma=1e-3, n_candidates=k)
-        place = defense.moved(Linear(), batch, [torch.zeros(n, dtype=torch.long)], vectors)
-        found = (sample_losses(Linear(), batch, place) - losses).mean() / (1e-3 * mean_square * norm)
+        batches = [defense.moved(Linear(), batch, [torch.zeros(n, dtype=torch.long)], vectors) for _ in range(500)]
+        rise = torch.stack([sample_losses(Linear(), batch, place) - losses for place in batches]).mean()
+        found = rise / (1e-3 * mean_square * norm)
         assert abs(float(found) - c) < 0.05 * max(c, 0.2)
     place = GDA(mode="da2", eps=0.01, sigma=0.0).moved(Linear(), batch, [torch.zeros(n, dtype=torch.long)], vectors)
     assert_close((sample_losses(Linear(), batch, place) - losses).mean(), 0.01 * norm, rtol=0.05, atol=0)
@@ -310,29 +319,25 @@ def test_gda_is_a_penalty_on_the_norm_of_the_gradient():
 def test_gda_takes_the_worst_of_its_candidates(setting):
     _, _, model, batch = setting("BPR", AT())
     ids, vectors = looked_up(model, batch)
-    noise = noise_of_epoch(model, [x.detach() for x in vectors])
-    model.defense_epoch = 0
-    model.noise_and_epoch = (noise, 0)
     for defense in (GDA(eps=0.1, sigma=0.5), GDA(mode="da1", sigma=0.5), GDA(eps=0.1, mode="both", sigma=0.5)):
         torch.manual_seed(3)
         chosen = sample_losses(model, batch, defense.moved(model, batch, ids, vectors))
-        for k in range(1, 5):  # its first k candidates are those of k alone: the starts are drawn one after the other
+        for k in range(1, 5):  # its first k candidates are those of k alone: their rows are drawn one after the other
             torch.manual_seed(3)
             fewer = replace(defense, n_candidates=k, mode="da1" if defense.mode == "both" else defense.mode)
             assert (sample_losses(model, batch, fewer.moved(model, batch, ids, vectors)) <= chosen + 1e-5).all(), k
 
 
-def test_the_noise_of_an_epoch_is_drawn_once(setting):
-    _, _, model, batch = setting("MF", GDA())
+@pytest.mark.parametrize("model", ["MF", "BPR", "NeuMF"])
+def test_the_losses_near_are_those_of_moved_vectors(model, setting):
+    """The products that are taken apart, and label or negative item of each sample."""
+    _, _, model, batch = setting(model, GDA())
     _, vectors = looked_up(model, batch)
-    model.defense_epoch = 5
-    first = noise_of_epoch(model, list(vectors))
-    assert noise_of_epoch(model, list(vectors))[0] is first[0]
-    model.defense_epoch = 6
-    assert not torch.equal(noise_of_epoch(model, list(vectors))[0], first[0])
-    assert abs(float(first[0].mean())) < 0.05 and abs(float(first[0].std()) - 1) < 0.05
-    model.defense_epoch = None  # a trainer that tells no epochs: every batch its own
-    assert not torch.equal(noise_of_epoch(model, list(vectors))[0], noise_of_epoch(model, list(vectors))[0])
+    noise = [torch.randn(7, x.shape[1]) for x in vectors]
+    rows = torch.randint(7, (3, len(vectors[0])))
+    for row, found in zip(rows, losses_near(model, batch, vectors, noise, rows), strict=True):
+        expected = sample_losses(model, batch, tuple(x + z[row] for x, z in zip(vectors, noise, strict=True)))
+        assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 # --- bad hyper-parameters ---------------------------------------------------------------------------------------------
