@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from recbole_robust.benchmark import run_grid
 from recbole_robust.grid import expand, load_grid
+from recbole_robust.properties_path import properties_dir
 from recbole_robust.types import UserError
 
 GRID: dict[str, Any] = {
@@ -360,3 +361,11 @@ def test_workers_come_later(tmp_path: Path, fake: Callable[..., FakeRun]) -> Non
     with pytest.raises(UserError, match="workers: expected 0"):
         run_grid(GRID, output_dir=tmp_path, workers=2)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", sorted((properties_dir() / "benchmark").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_grids_that_we_ship_are_read(path):
+    grid = load_grid(path)
+    cells = expand(grid)
+    assert grid["name"] == path.stem
+    assert len({cell.id for cell in cells}) == len(cells) > 1
