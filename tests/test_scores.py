@@ -13,6 +13,7 @@ from recbole_robust.attacks import Average, Random
 from recbole_robust.scores import (
     auc,
     co_rating,
+    coordinated_raters,
     pca_loading,
     popularity,
     rating_deviation,
@@ -123,7 +124,70 @@ def test_co_rating_is_its_definition(n_neighbours, top_rating, monkeypatch):
     np.testing.assert_allclose(co_rating(csr_matrix(ratings), n_neighbours, top_rating), expected, atol=1e-12)
 
 
+def coordinated_by_loops(ratings: np.ndarray, k: int, top_rating: float, low: float, own_share: float) -> np.ndarray:
+    n_users, high = len(ratings), 1.5
+    top = ratings >= top_rating
+    idf = np.log(n_users / np.maximum((ratings > 0).sum(axis=0), 1))
+    lengths = np.maximum(top.sum(axis=1), 1)
+    alike = np.array([
+        [(u != v) * (idf[top[u] & top[v]] ** 3).sum() / (lengths[u] * lengths[v]) ** 0.375 for v in range(n_users)]
+        for u in range(n_users)
+    ])  # fmt: skip
+    roots = np.sqrt(np.sort(alike, axis=1)[:, -k:].sum(axis=1) / k)
+    median = np.median(roots[roots > 0])
+    theta = (median + 3 * 1.4826 * np.median(np.abs(roots[roots > 0] - median))) ** 2
+    found = np.zeros_like(ratings)
+    for u, i in np.argwhere(top):
+        for v in np.flatnonzero(top[:, i]):
+            own = (1 - own_share) * idf[i] ** 3 / (lengths[u] * lengths[v]) ** 0.375
+            found[u, i] += (u != v) * np.clip(((alike[u, v] - own) / theta - low) / (high - low), 0, 1)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("n_neighbours", "top_rating", "low", "own_share"), [(20, None, 0.3, 0.5), (20, 4.0, 0.1, 1.0), (5, 3.0, 0.2, 0.0)]
+)
+def test_coordinated_raters_are_their_definition(n_neighbours, top_rating, low, own_share, monkeypatch):
+    monkeypatch.setattr("recbole_robust.scores.BLOCK_PAIRS", 280)  # blocks of seven users
+    ratings = random_ratings()
+    monkeypatch.setattr("recbole_robust.scores.CHUNK_PAIRS", 11)
+    found = coordinated_raters(csr_matrix(ratings), n_neighbours, top_rating, low=low, own_share=own_share)
+    expected = coordinated_by_loops(ratings, n_neighbours, top_rating or 5.0, low, own_share)
+    assert (found > 0).any()
+    np.testing.assert_allclose(found, expected[ratings > 0], atol=1e-12)
+
+
+def test_a_group_is_one_rater_of_its_targets_and_who_found_an_item_alone_is_none():
+    """Profiles that push four rare items together: each has all the others behind it. Ratings below the top: nobody.
+    Twelve users who share one item, rarer still, are taken for a group only where that item is evidence itself."""
+    genuine = popular_world(400, 120)
+    genuine[:, -5:] = 0.0
+    genuine[:12, -5] = 5.0  # fans of one rare item, with nothing else in common
+    rng = np.random.default_rng(0)
+    fakes = np.where(rng.random((15, 120)) < 0.15, 3.0, 0.0)
+    fakes[:, -4:] = 5.0
+    everyone = csr_matrix(np.vstack([genuine, fakes]))
+    count, with_own = (
+        csr_matrix((coordinated_raters(everyone, own_share=own), everyone.indices, everyone.indptr)).toarray()
+        for own in (0.0, 1.0)
+    )
+    np.testing.assert_allclose(count[400:, -4:], 14.0)
+    np.testing.assert_allclose((1 / (1 + count[400:, -4:])).sum(axis=0), 1.0)
+    assert (count[400:, :-5] == 0).all()
+    assert count[:12, -5].max() < 1.0 < with_own[:12, -5].min()
+    assert (1 / (1 + count[genuine_rows(everyone, 400)])).mean() > 0.98
+
+
+def genuine_rows(ratings: csr_matrix, n_genuine: int) -> np.ndarray:
+    rated = ratings.toarray() > 0
+    rated[n_genuine:] = False
+    return rated
+
+
 def test_co_rating_of_no_ratings_or_one_user_is_zero():
+    assert (coordinated_raters(csr_matrix((3, 4))) == 0).all()
+    assert (coordinated_raters(csr_matrix(np.ones((1, 4)))) == 0).all()
+    assert (coordinated_raters(csr_matrix(np.ones((6, 4)))) == 0).all()  # all rated all: nothing is rare
     assert (co_rating(csr_matrix((3, 4))) == 0).all()
     assert (co_rating(csr_matrix(np.ones((1, 4)))) == 0).all()
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from recbole_robust.model import score_opt as algorithm1
 from recbole_robust.model.denoiser import Denoiser, RunningMoments, denoising_loss
 from recbole_robust.model.explicit import ExplicitRecommender, rows_l2, weighted_mean
+from recbole_robust.model.group_weights import GroupWeights
 from recbole_robust.model.mutual_learning import limit_kl, softened_kl
 from recbole_robust.model.se_gate import SEGate
 from recbole_robust.types import UserError
@@ -57,6 +58,12 @@ class PurifyAugMF(ExplicitRecommender):
         self.apply(xavier_normal_initialization)  # before the networks are built: the tables are MF's of the same seed
         gate_options = config["se_reduction"], self.se_excite, float(config["se_bias_init"])
         self.gate = SEGate(dim, config["se_heads"], *gate_options) if config["se_heads"] else None
+        self.group_weights = None
+        if config["group_weights"]:
+            rows = (dataset.inter_feat[field] for field in (self.USER_ID, self.ITEM_ID, self.RATING))
+            self.group_weights = GroupWeights(
+                *rows, *(float(config[key]) for key in ("group_low", "group_high", "group_own_share"))
+            )
         self.moments = RunningMoments(dim, config["ema_momentum"])
         self.denoiser = Denoiser(dim, config["denoiser_hidden"])
         if self.fuse_type == "mlp":
@@ -190,7 +197,11 @@ class PurifyAugMF(ExplicitRecommender):
             x_f = self.fuse(x_p, x_aug)
             if self.purifying and self.kl_mode != "off":
                 kl = self.mutual_loss(x_p, x_aug, x_f)
-            fused = weighted_mean((self.score(x_f) - target).pow(2), interaction)
+            errors = (self.score(x_f) - target).pow(2)
+            if self.group_weights:
+                weights = self.group_weights(user, item)
+                errors, kl, loss_d = weights * errors, weights * kl, weights * loss_d
+            fused = weighted_mean(errors, interaction)
             if self.reg_weight:
                 fused = fused + self.reg_weight * rows_l2(self.user_embedding(user), self.item_embedding(item))
         return fused, weighted_mean(kl, interaction), weighted_mean(loss_d, interaction)

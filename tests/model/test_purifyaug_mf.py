@@ -11,17 +11,26 @@ import pytest
 import recbole
 import torch
 from recbole.data.interaction import Interaction
+from scipy.sparse import csr_matrix
 from torch import nn
 
 from recbole_robust.model.denoiser import Denoiser, RunningMoments, denoising_loss
+from recbole_robust.model.group_weights import GroupWeights
 from recbole_robust.model.mf import MF
 from recbole_robust.model.mutual_learning import limit_kl, softened_kl
 from recbole_robust.model.purifyaug_mf import PurifyAugMF
 from recbole_robust.model.score_opt import diffused_kl, fresh_noise, score_opt, shared_noise, t_star
 from recbole_robust.model.se_gate import SEGate
+from recbole_robust.scores import coordinated_raters
 from recbole_robust.types import UserError
 
-REDUCED = {"se_bias_init": float("-inf"), "adv": "none", "purify_steps": 0, "kl_mode": "off"}
+REDUCED = {
+    "group_weights": False,
+    "se_bias_init": float("-inf"),
+    "adv": "none",
+    "purify_steps": 0,
+    "kl_mode": "off",
+}
 
 
 class GaussianDenoiser:
@@ -358,6 +367,39 @@ def test_a_row_of_weight_zero_is_no_row(awake, ratings):
     full, part = model.calculate_loss(weighted), model.calculate_loss(feat[:100])
     for one, two in zip(full, part, strict=True):
         assert torch.allclose(one * len(feat), two * 100, rtol=1e-4, atol=1e-6)
+
+
+# --- the weights of a group ------------------------------------------------------------------------------------------
+
+
+def test_group_weights_are_those_of_the_rows():
+    """One value a training pair, whatever the order; of a pair that is there twice the last rating counts."""
+    user = torch.tensor([7, 2, 2, 9, 7, 4, 7])
+    item = torch.tensor([3, 5, 3, 5, 5, 1, 3])
+    rating = torch.tensor([1.0, 5.0, 5.0, 5.0, 5.0, 2.0, 5.0])
+    weights = GroupWeights(user, item, rating, low=0.1, high=0.2, own_share=1.0)
+    matrix = csr_matrix(
+        ([5.0, 5.0, 2.0, 5.0, 5.0, 5.0], ([0, 0, 1, 2, 2, 3], [3, 5, 1, 3, 5, 5])), shape=(4, 6)
+    )  # users 2, 4, 7, 9
+    expected = 1 / (1 + coordinated_raters(matrix, low=0.1, high=0.2, own_share=1.0))
+    assert expected.min() < 1
+    found = weights(torch.tensor([2, 2, 4, 7, 7, 9]), torch.tensor([3, 5, 1, 3, 5, 5]))
+    torch.testing.assert_close(found, torch.tensor(expected).float())
+    assert torch.equal(weights(user, item)[[0, 6]], found[[3, 3]])
+
+
+def test_group_weights_multiply_every_loss(build, ratings):
+    """As the same numbers in the training data's own weights do."""
+    model = build(PurifyAugMF, purify_steps=0, adv="none", group_low=0.1, group_high=0.2).train()
+    feat = ratings.inter_feat
+    weight = model.group_weights(feat["user_id"], feat["item_id"])
+    assert weight.min() < 0.9
+    losses = []
+    for keys, rows in ((model.group_weights, feat), (None, Interaction({**feat.interaction, "sample_weight": weight}))):
+        model.group_weights = keys
+        torch.manual_seed(0)
+        losses.append(torch.stack(model.calculate_loss(rows)))
+    torch.testing.assert_close(*losses)
 
 
 # --- 2 to 5 of the paper: the gate -----------------------------------------------------------------------------------
