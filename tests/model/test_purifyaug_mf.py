@@ -390,7 +390,7 @@ def test_group_weights_are_those_of_the_rows():
 
 def test_group_weights_multiply_every_loss(build, ratings):
     """As the same numbers in the training data's own weights do."""
-    model = build(PurifyAugMF, purify_steps=0, adv="none", group_low=0.1, group_high=0.2).train()
+    model = build(PurifyAugMF, purify_steps=0, adv="none", group_weights=True, group_low=0.1, group_high=0.2).train()
     feat = ratings.inter_feat
     weight = model.group_weights(feat["user_id"], feat["item_id"])
     assert weight.min() < 0.9
