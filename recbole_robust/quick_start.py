@@ -232,7 +232,7 @@ def _training_code() -> str:
     """A hash of the sources that a training runs: who works on a model gets no weights of its older self."""
     package = Path(__file__).parent
     folders = [path for name in ("model", "defenses") for path in sorted((package / name).glob("*.py"))]
-    files = [*folders, *(package / f"{name}.py" for name in ("trainer", "criterion_tap", "initialisation"))]
+    files = [*folders, *(package / f"{name}.py" for name in ("trainer", "criterion_tap", "initialisation", "scores"))]
     return bytes_digest(files)[:12]
 
 

@@ -17,8 +17,8 @@ from scipy.stats import rankdata
 
 from recbole_robust.types import AttackerView, FakeProfiles, FloatArray, IntArray
 
-BLOCK_PAIRS = 2**23  # pairs of users looked at together: at most about 100 MiB
-CHUNK_PAIRS = 2**16  # pairs of users whose shared items are looked at together
+BLOCK_PAIRS = 2**22  # pairs of users looked at together: at most about 200 MiB
+CHUNK_RATINGS = 2**21  # ratings of pairs of users whose shared items are looked at together: about 100 MiB
 N_SAMPLED_USERS = 2000  # evenly spaced users are enough for a median
 N_INTERVALS = 10  # continuous ratings are compared in this many equal intervals
 
@@ -139,7 +139,7 @@ def coordinated_raters(
 ) -> FloatArray:
     """How many others stand behind a rating as one voice with its user (group evidence).
 
-    A group that pushes its targets together is one voice; fans who found an item by themselves are none. With u's top
+    A group that pushes its targets together is one voice; fans who have nothing else in common are none. With u's top
     rating of i, ``c_ui = sum of a_uvi`` over the others, v, who gave i the top rating too; 0 where u has rated i lower.
     How far u and v act like one, ``a_uvi`` in [0, 1], rises from 0 to 1 as the evidence goes from ``low * theta`` to
     ``high * theta``. The evidence is ``s_uv = sum_j idf_j^3 / (n_u n_v)^(3/8)`` over the items j that both gave the top
@@ -151,8 +151,8 @@ def coordinated_raters(
 
     Args:
         low, high: where ``a_uvi`` begins to rise and where it is 1, in units of theta.
-        own_share: at 0 two users with nothing in common but i are strangers, whatever i is, and fakes with one target
-            each go unseen; at 1 the few fans of a rare item may be taken for a group.
+        own_share: 0 to 1. At 0 two users with nothing in common but i are strangers, whatever i is, and fakes with one
+            target each go unseen; at 1 the few fans of a rare item may be taken for a group.
 
     Shape: ``(n_users, n_items)`` to ``(n_ratings,)``, in the order of ``ratings.data``.
     """
@@ -166,15 +166,18 @@ def coordinated_raters(
     n_neighbours = min(n_neighbours, n_users - 1)
     closest = np.array([_mean_of_largest(s, n_neighbours) for _, s in _shared_by_user(normed, rarity, sample)])
     theta = _upper_limit(closest[closest > 0])  # in sparse data most users share nothing with anybody
-    rows = np.repeat(np.arange(n_users), np.diff(ratings.indptr))
-    positions = rows * n_items + ratings.indices
     count = np.zeros(ratings.nnz)
+    if theta == 0:
+        return count
+    places = np.repeat(np.arange(n_users), np.diff(ratings.indptr)) * n_items + ratings.indices
+    order = np.argsort(places, kind="stable")
+    places = places[order]
     for user, other, evidence in _pairs_above(normed, rarity, low * theta):
         on = top[user].multiply(top[other]).tocoo()  # what the two of a pair both gave the top rating
         user, other = user[on.row], other[on.row]
         own = rarity[on.col] * norm[user] * norm[other]
         alike = np.clip(((evidence[on.row] - (1 - own_share) * own) / theta - low) / (high - low), 0.0, 1.0)
-        count += np.bincount(_places(positions, user * n_items + on.col), weights=alike, minlength=ratings.nnz)
+        np.add.at(count, order[np.searchsorted(places, user * n_items + on.col)], alike)
     return count
 
 
@@ -290,9 +293,10 @@ def _shared(top: csr_matrix, weights: FloatArray, users: IntArray) -> Iterator[t
     n_rows = max(1, BLOCK_PAIRS // top.shape[0])
     for first in range(0, len(users), n_rows):
         block = csr_matrix(weighted[first : first + n_rows] @ columns)
-        rows = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
-        block.data[block.indices == users[first + rows]] = 0.0
+        own = users[first : first + n_rows].astype(block.indices.dtype)
+        block.data[block.indices == np.repeat(own, np.diff(block.indptr))] = 0.0
         yield first, block
+        del block  # before the next one is made
 
 
 def _shared_by_user(
@@ -316,19 +320,15 @@ def _pairs_above(
     normed: csr_matrix, weights: FloatArray, limit: float
 ) -> Iterator[tuple[IntArray, IntArray, FloatArray]]:
     """Chunks of the pairs whose value of :func:`_shared` exceeds ``limit``: user, other and value, ``(n_pairs,)``."""
+    lengths = np.diff(normed.indptr)
     for first, block in _shared(normed, weights, np.arange(normed.shape[0])):
-        pairs = block.tocoo()
-        above = pairs.data > limit
-        found = pairs.row[above] + first, pairs.col[above], pairs.data[above]
-        for start in range(0, len(found[0]), CHUNK_PAIRS):
-            user, other, value = (part[start : start + CHUNK_PAIRS] for part in found)
-            yield user.astype(np.int64), other.astype(np.int64), value
-
-
-def _places(positions: IntArray, wanted: IntArray) -> IntArray:
-    """Where each of ``wanted`` stands in ``positions``, which has all of them in any order."""
-    order = np.argsort(positions, kind="stable")
-    return order[np.searchsorted(positions, wanted, sorter=order)]
+        above = np.flatnonzero(block.data > limit)
+        user = np.searchsorted(block.indptr, above, side="right") - 1 + first
+        other, value = block.indices[above].astype(np.int64), block.data[above]
+        chunk_of = np.cumsum(lengths[user] + lengths[other]) // CHUNK_RATINGS
+        for chunk in np.split(np.arange(len(above)), np.flatnonzero(np.diff(chunk_of)) + 1):
+            if len(chunk):
+                yield user[chunk], other[chunk], value[chunk]
 
 
 def _upper_limit(means: FloatArray) -> float:

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_robust.benchmark import run_grid
+from recbole_robust.config import Config
 from recbole_robust.grid import expand, load_grid
 from recbole_robust.properties_path import properties_dir
 from recbole_robust.types import UserError
@@ -369,3 +370,14 @@ def test_the_grids_that_we_ship_are_read(path):
     cells = expand(grid)
     assert grid["name"] == path.stem
     assert len({cell.id for cell in cells}) == len(cells) > 1
+
+
+@pytest.mark.slow
+def test_the_grids_that_we_ship_name_what_there_is(tmp_path):
+    """One cell of each method and of each attack gives a Config: no misspelt key, model, attack or defense."""
+    for path in sorted((properties_dir() / "benchmark").glob("*.yaml")):
+        cells = expand(load_grid(path))
+        once = {cell.method: cell for cell in cells} | {cell.attack: cell for cell in cells}
+        for cell in once.values():
+            keys = {**cell.keys, "baseline": "none", "output_dir": str(tmp_path)}
+            Config(keys.pop("model"), keys.pop("dataset"), config_dict=keys)

@@ -150,7 +150,7 @@ def coordinated_by_loops(ratings: np.ndarray, k: int, top_rating: float, low: fl
 def test_coordinated_raters_are_their_definition(n_neighbours, top_rating, low, own_share, monkeypatch):
     monkeypatch.setattr("recbole_robust.scores.BLOCK_PAIRS", 280)  # blocks of seven users
     ratings = random_ratings()
-    monkeypatch.setattr("recbole_robust.scores.CHUNK_PAIRS", 11)
+    monkeypatch.setattr("recbole_robust.scores.CHUNK_RATINGS", 50)
     found = coordinated_raters(csr_matrix(ratings), n_neighbours, top_rating, low=low, own_share=own_share)
     expected = coordinated_by_loops(ratings, n_neighbours, top_rating or 5.0, low, own_share)
     assert (found > 0).any()
@@ -175,13 +175,18 @@ def test_a_group_is_one_rater_of_its_targets_and_who_found_an_item_alone_is_none
     np.testing.assert_allclose((1 / (1 + count[400:, -4:])).sum(axis=0), 1.0)
     assert (count[400:, :-5] == 0).all()
     assert count[:12, -5].max() < 1.0 < with_own[:12, -5].min()
-    assert (1 / (1 + count[genuine_rows(everyone, 400)])).mean() > 0.98
+    assert (1 / (1 + count[:400][genuine == 5])).mean() > 0.95
 
 
-def genuine_rows(ratings: csr_matrix, n_genuine: int) -> np.ndarray:
-    rated = ratings.toarray() > 0
-    rated[n_genuine:] = False
-    return rated
+def test_without_a_measure_of_chance_nobody_is_coordinated(monkeypatch):
+    """The users that are sampled share nothing; two others do."""
+    monkeypatch.setattr("recbole_robust.scores.N_SAMPLED_USERS", 5)
+    ratings = 5.0 * np.eye(20)
+    ratings[[1, 3], 0] = 5.0
+    ratings[0, 0] = 0.0
+    assert (coordinated_raters(csr_matrix(ratings), own_share=0.0) == 0).all()
+    monkeypatch.undo()
+    assert (coordinated_raters(csr_matrix(ratings), own_share=1.0) > 0).sum() == 2
 
 
 def test_co_rating_of_no_ratings_or_one_user_is_zero():

@@ -181,7 +181,8 @@ class GDA(Adversarial):
     No code was published; the constants are ours.
 
     Args:
-        n_candidates: neighbours drawn for each sample and kind. (Default: 5)
+        n_candidates: neighbours of each sample and kind, from a few noise vectors that the samples of a batch share.
+            (Default: 5)
         sigma: standard deviation of the noise, times the root mean square of the batch's vectors. (Default: 0.1)
         mode: ``da1``, ``da2`` or ``both``. (Default: ``da2``)
     """
@@ -199,9 +200,8 @@ class GDA(Adversarial):
     def moved(self, model: Any, interaction: Any, ids: list[Tensor], vectors: Vectors) -> Vectors:
         x = [vector.detach() for vector in vectors]
         rms = torch.stack([part.norm() for part in x]).norm() / math.sqrt(sum(part.numel() for part in x))
-        noise = [
-            self.sigma * rms * torch.randn(POOL, part.shape[1], device=part.device, dtype=part.dtype) for part in x
-        ]
+        n_rows = max(POOL, 2 * self.n_candidates)
+        noise = [self.sigma * rms * torch.randn(n_rows, x.shape[1], device=x.device, dtype=x.dtype) for x in vectors]
         steps = [] if self.mode == "da1" else self._steps(model, interaction, vectors)
         stepped, row = self._worst(model, interaction, x, steps, noise)
         moves = [z.index_select(0, row) for z in noise]

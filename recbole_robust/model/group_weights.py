@@ -8,6 +8,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from recbole_robust.scores import coordinated_raters
+from recbole_robust.types import FloatArray, IntArray
 
 
 class GroupWeights:
@@ -21,26 +22,28 @@ class GroupWeights:
     """
 
     def __init__(self, user: Tensor, item: Tensor, rating: Tensor, low: float, high: float, own_share: float):
-        self.rows = user, item, rating
+        self.rows: tuple[Tensor, Tensor, Tensor] | None = (user, item, rating)
         self.low, self.high, self.own_share = low, high, own_share
-        self.keys: Tensor | None = None
-        self.weights: Tensor | None = None
+        self.keys = self.weights = torch.empty(0)
         self.n_items = int(item.max()) + 1
 
     def __call__(self, user: Tensor, item: Tensor) -> Tensor:
-        """The weights of training pairs. Shape: ``(B,)`` each -> ``(B,)``."""
-        if self.keys is None or self.weights is None or self.keys.device != user.device:
-            self.keys, self.weights = (found.to(user.device) for found in self._compute())
-        return self.weights[torch.searchsorted(self.keys, user * self.n_items + item)]
+        """The weights of pairs, 1 for those that are no training rows. Shape: ``(B,)`` each -> ``(B,)``."""
+        if self.rows is not None:
+            self.keys, self.weights = self._compute(*(row.cpu().numpy() for row in self.rows))
+            self.rows = None
+        self.keys, self.weights = self.keys.to(user.device), self.weights.to(user.device)
+        key = user * self.n_items + item
+        place = torch.searchsorted(self.keys, key).clamp_max(len(self.keys) - 1)
+        return torch.where((self.keys[place] == key) & (item < self.n_items), self.weights[place], 1.0)
 
-    def _compute(self) -> tuple[Tensor, Tensor]:
+    def _compute(self, user: IntArray, item: IntArray, rating: FloatArray) -> tuple[Tensor, Tensor]:
         """Sorted keys of the pairs and their weights."""
-        user, item, rating = (row.cpu().numpy() for row in self.rows)
         keys, last = np.unique((user.astype(np.int64) * self.n_items + item)[::-1], return_index=True)
         chosen = len(user) - 1 - last
         users = np.unique(user)  # the padding user and those without a row are not among the users that count
-        shape = len(users), self.n_items
         ptr = np.searchsorted(keys, np.append(users, users[-1] + 1).astype(np.int64) * self.n_items)
-        ratings = csr_matrix((rating[chosen].astype(np.float64), item[chosen], ptr), shape=shape)
+        matrix = (rating[chosen].astype(np.float64), item[chosen], ptr)
+        ratings = csr_matrix(matrix, shape=(len(users), self.n_items))
         count = coordinated_raters(ratings, low=self.low, high=self.high, own_share=self.own_share)
         return torch.from_numpy(keys), torch.from_numpy(1.0 / (1.0 + count)).float()

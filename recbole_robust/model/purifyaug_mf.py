@@ -59,11 +59,12 @@ class PurifyAugMF(ExplicitRecommender):
         gate_options = config["se_reduction"], self.se_excite, float(config["se_bias_init"])
         self.gate = SEGate(dim, config["se_heads"], *gate_options) if config["se_heads"] else None
         self.group_weights = None
+        low, high, own_share = (float(config[f"group_{key}"]) for key in ("low", "high", "own_share"))
+        if low >= high:
+            raise UserError(f"group_low: expected a number below group_high, {high:g}, got {low:g}")
         if config["group_weights"]:
-            rows = (dataset.inter_feat[field] for field in (self.USER_ID, self.ITEM_ID, self.RATING))
-            self.group_weights = GroupWeights(
-                *rows, *(float(config[key]) for key in ("group_low", "group_high", "group_own_share"))
-            )
+            user, item, rating = (dataset.inter_feat[key] for key in (self.USER_ID, self.ITEM_ID, self.RATING))
+            self.group_weights = GroupWeights(user, item, rating, low, high, own_share)
         self.moments = RunningMoments(dim, config["ema_momentum"])
         self.denoiser = Denoiser(dim, config["denoiser_hidden"])
         if self.fuse_type == "mlp":

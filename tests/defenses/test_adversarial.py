@@ -306,7 +306,7 @@ def test_gda_is_a_penalty_on_the_norm_of_the_gradient():
     mean_square = torch.stack([x.pow(2).mean() for x in vectors]).mean().sqrt()
     steps, losses = gradients(Linear(), batch, vectors)
     norm = torch.cat([step[:1] for step in steps], dim=1).norm()
-    for k, c in ((1, 0.0), (2, 0.5642), (5, 1.1630), (10, 1.5388)):
+    for k, c in ((1, 0.0), (2, 0.5642), (5, 1.1630), (10, 1.5388), (20, 1.8675)):
         defense = GDA(mode="da1", sigma=1e-3, n_candidates=k)
         batches = [defense.moved(Linear(), batch, [torch.zeros(n, dtype=torch.long)], vectors) for _ in range(500)]
         rise = torch.stack([sample_losses(Linear(), batch, place) - losses for place in batches]).mean()

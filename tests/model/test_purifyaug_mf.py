@@ -386,11 +386,13 @@ def test_group_weights_are_those_of_the_rows():
     found = weights(torch.tensor([2, 2, 4, 7, 7, 9]), torch.tensor([3, 5, 1, 3, 5, 5]))
     torch.testing.assert_close(found, torch.tensor(expected).float())
     assert torch.equal(weights(user, item)[[0, 6]], found[[3, 3]])
+    nobody = weights(torch.tensor([2, 99, 1, 4]), torch.tensor([4, 5, 11, 7]))  # not trained on
+    assert torch.equal(nobody, torch.ones(4))
 
 
-def test_group_weights_multiply_every_loss(build, ratings):
+def test_group_weights_multiply_every_loss(awake, ratings):
     """As the same numbers in the training data's own weights do."""
-    model = build(PurifyAugMF, purify_steps=0, adv="none", group_weights=True, group_low=0.1, group_high=0.2).train()
+    model = awake(purify_steps=0, adv="none", group_weights=True, group_low=0.1, group_high=0.2).train()
     feat = ratings.inter_feat
     weight = model.group_weights(feat["user_id"], feat["item_id"])
     assert weight.min() < 0.9
@@ -399,6 +401,7 @@ def test_group_weights_multiply_every_loss(build, ratings):
         model.group_weights = keys
         torch.manual_seed(0)
         losses.append(torch.stack(model.calculate_loss(rows)))
+    assert (losses[0] > 1e-3).all()
     torch.testing.assert_close(*losses)
 
 
@@ -676,6 +679,7 @@ def test_half_precision_is_switched_off_inside(build, ratings):
         ({"infer_mode": "rerank", "pair_op": "concat"}, "infer_mode"),
         ({"purify_backprop": "unroll", "purify_opt": "adam"}, "unroll needs"),
         ({"kl_mode": True}, "kl_mode"),
+        ({"group_low": 2.0}, "group_low: expected a number below group_high, 1.5, got 2"),
     ],
 )
 def test_a_wrong_value_is_one_clear_error(build, keys, message):
