@@ -145,7 +145,8 @@ def coordinated_raters(
     ``high * theta``. The evidence is ``s_uv = sum_j idf_j^3 / (n_u n_v)^(3/8)`` over the items j that both gave the top
     rating, with the terms of :func:`co_rating`; i itself counts by ``own_share``. theta is what hardly any user's mean
     of the 20 largest ``s_uv`` exceeds: the square of median + 3 robust standard deviations of its root, over the users
-    who have any. A few fakes do not move it.
+    who have any. A few fakes do not move it. Chance is taken for evidence too, in sparse data most: of the genuine top
+    ratings 6 % weigh 1 / (1 + c) < .6 in MovieLens-100K, 10 % in MovieLens-1M, 30 % in FilmTrust.
 
     Reference: none known; the project's own.
 
