@@ -229,11 +229,8 @@ def _clean_path(config: Config) -> str:
 
 @functools.cache
 def _training_code() -> str:
-    """A hash of the sources that a training runs: who works on a model gets no weights of its older self."""
-    package = Path(__file__).parent
-    folders = [path for name in ("model", "defenses") for path in sorted((package / name).glob("*.py"))]
-    files = [*folders, *(package / f"{name}.py" for name in ("trainer", "criterion_tap", "initialisation", "scores"))]
-    return bytes_digest(files)[:12]
+    """A hash of all our sources: who works on a model, or on what it calls, gets no weights of its older self."""
+    return bytes_digest(sorted(Path(__file__).parent.rglob("*.py")))[:12]
 
 
 def _measure(config: Config, trained: Trained) -> tuple[dict[str, float], dict[str, dict[str, float]], int]:

@@ -118,8 +118,9 @@ def co_rating(
     if ratings.nnz == 0 or n_users < 2:
         return scores
     top = _top_ratings(ratings, top_rating)
-    for user, shared in _shared_by_user(top, _rarity(ratings, idf_power)):
-        scores[user] = _mean_of_largest(shared, min(n_neighbours, n_users - 1))
+    n_neighbours = min(n_neighbours, n_users - 1)
+    for user, shared in _shared_by_user(top, _rarity(ratings, idf_power), np.arange(n_users)):
+        scores[user] = _mean_of_largest(shared, n_neighbours)
     return scores / _lengths(top) ** length_power
 
 
@@ -300,14 +301,12 @@ def _shared(top: csr_matrix, weights: FloatArray, users: IntArray) -> Iterator[t
         del block  # before the next one is made
 
 
-def _shared_by_user(
-    top: csr_matrix, weights: FloatArray, users: IntArray | None = None
-) -> Iterator[tuple[int, FloatArray]]:
-    """For each of the users (None: all), the own place and the values of :func:`_shared` that are stored.
+def _shared_by_user(top: csr_matrix, weights: FloatArray, users: IntArray) -> Iterator[tuple[int, FloatArray]]:
+    """For each of ``users`` the own place among them, and the values of :func:`_shared` that are stored.
 
     Row by row: most pairs share nothing, and a dense block would cost ten times as much.
     """
-    for first, block in _shared(top, weights, np.arange(top.shape[0]) if users is None else users):
+    for first, block in _shared(top, weights, users):
         for row in range(block.shape[0]):
             yield first + row, block.data[block.indptr[row] : block.indptr[row + 1]]
 

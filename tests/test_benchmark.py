@@ -380,4 +380,5 @@ def test_the_grids_that_we_ship_name_what_there_is(tmp_path):
         once = {cell.method: cell for cell in cells} | {cell.attack: cell for cell in cells}
         for cell in once.values():
             keys = {**cell.keys, "baseline": "none", "output_dir": str(tmp_path)}
-            Config(keys.pop("model"), keys.pop("dataset"), config_dict=keys)
+            config = Config(keys.pop("model"), keys.pop("dataset"), config_dict=keys)
+            assert (config["attack"], config["defense"]) == (cell.keys.get("attack"), cell.keys.get("defense"))

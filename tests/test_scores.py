@@ -189,7 +189,7 @@ def test_without_a_measure_of_chance_nobody_is_coordinated(monkeypatch):
     assert (coordinated_raters(csr_matrix(ratings), own_share=1.0) > 0).sum() == 2
 
 
-def test_co_rating_of_no_ratings_or_one_user_is_zero():
+def test_group_evidence_of_no_ratings_or_one_user_is_zero():
     assert (coordinated_raters(csr_matrix((3, 4))) == 0).all()
     assert (coordinated_raters(csr_matrix(np.ones((1, 4)))) == 0).all()
     assert (coordinated_raters(csr_matrix(np.ones((6, 4)))) == 0).all()  # all rated all: nothing is rare
