@@ -42,6 +42,7 @@ from recbole_robust.evaluation import (
 )
 from recbole_robust.evaluation.rating import rating_metrics
 from recbole_robust.initialisation import build_model
+from recbole_robust.model.propagation import hasten
 from recbole_robust.poisoning import make_card, run_attack, stored_card
 from recbole_robust.randomness import stage_rng
 from recbole_robust.trainer import get_trainer
@@ -140,6 +141,7 @@ def _under_defenses(config: Config, train_data) -> tuple[Any, Any, dict[str, Any
     if defenses.training:
         room = with_room(train, defenses.training.n_erm_users, config["seed"])
     model = build_model(config, train, without_fakes(train), model_class, room)
+    hasten(model)
     trainer = get_trainer(config)(config, model)
     if defenses.training:
         defenses.training.attach(model)
