@@ -201,6 +201,8 @@ CHECKS: dict[str, Check] = {
     "rating_scale": either(one_of("max", "none"), number(0, open_low=True)),
     "kl_T": number(0, open_low=True),
     "kl_weight": number(0),
+    "imputed_rating": number(-math.inf),
+    "imputed_weight": number(0),
     "group_weights": FLAG,
     "group_low": number(0, open_low=True),
     "group_high": number(0, open_low=True),

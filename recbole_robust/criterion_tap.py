@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from recbole.model.loss import BPRLoss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recbole_robust.types import UserError
+from recbole_robust.types import SAMPLE_WEIGHT, UserError
 
 FIRST_CHOICE = "loss_fct"  # what RecBole's sequential models call the criterion of the recommendation itself
 
@@ -90,3 +91,29 @@ def attach(model: nn.Module) -> CriterionTap:
     tap = CriterionTap(criterion)
     setattr(model, name, tap)
     return tap
+
+
+def weigh_samples(model: nn.Module) -> None:
+    """Let a model of RecBole take ``sample_weight``: a positive sample's loss is multiplied by its own.
+
+    The mean stays over the number of samples, so that weight 1 is no weight; sampled negatives weigh 1.
+
+    Raises:
+        UserError: no criterion that can be tapped, or several.
+    """
+    tap = attach(model)
+    calculate_loss: Callable[[Any], Any] = model.calculate_loss  # type: ignore[assignment]
+
+    def weighing(interaction: Any) -> Any:
+        def reduce(samples: SampleLosses) -> Tensor:
+            weight = interaction[SAMPLE_WEIGHT].expand_as(samples.losses)
+            return torch.where(samples.is_positive, weight * samples.losses, samples.losses).mean()
+
+        tap.reduce = reduce
+        try:
+            return calculate_loss(interaction)
+        finally:
+            tap.reduce = None
+
+    model.calculate_loss = weighing  # type: ignore[assignment]
+    model.weighs_samples = True  # type: ignore[assignment]

@@ -24,6 +24,7 @@ from scipy.stats import rankdata
 import recbole_robust
 from recbole_robust import registry, results
 from recbole_robust.config import POISON_KEYS, TARGET_KEYS, Config, known_keys
+from recbole_robust.criterion_tap import weigh_samples
 from recbole_robust.data.card import PoisonCard, bytes_digest
 from recbole_robust.data.extra_users import with_room, with_users
 from recbole_robust.data.injection import without_fakes
@@ -31,7 +32,8 @@ from recbole_robust.data.load import data_digest, prepare
 from recbole_robust.data.poison import targets_of
 from recbole_robust.data.screening import screened
 from recbole_robust.data.views import defender_view, genuine_item_counts
-from recbole_robust.defenses import defended, detection_report
+from recbole_robust.data.weighting import weighted
+from recbole_robust.defenses import GroupWeights, defended, detection_report
 from recbole_robust.evaluation import (
     TargetPass,
     TargetRanks,
@@ -46,7 +48,7 @@ from recbole_robust.model.propagation import hasten
 from recbole_robust.poisoning import make_card, run_attack, stored_card
 from recbole_robust.randomness import stage_rng
 from recbole_robust.trainer import get_trainer
-from recbole_robust.types import Detection, FakeProfiles, Outcome, TrainingDefense, UserError
+from recbole_robust.types import Detection, FakeProfiles, Outcome, TrainingDefense, UserError, Weigher
 
 logger = logging.getLogger(__name__)
 
@@ -136,17 +138,35 @@ def _under_defenses(config: Config, train_data) -> tuple[Any, Any, dict[str, Any
     if defenses.detectors:
         flagged, detection = _detect(config, defenses.detectors, train_data._dataset)
         train_data = screened(train_data, flagged)
+    weigher = defenses.weights or group_weights_of(config)
+    if weigher:
+        view = defender_view(train_data._dataset)
+        rng = stage_rng(config["seed"], f"defense {type(weigher).__name__}")
+        train_data = weighted(train_data, view.ratings, weigher(view, rng=rng))
     model_class = defended(config.model_class, defenses.loss) if defenses.loss else config.model_class
     train = room = train_data._dataset
     if defenses.training:
         room = with_room(train, defenses.training.n_erm_users, config["seed"])
     model = build_model(config, train, without_fakes(train), model_class, room)
     hasten(model)
+    if weigher and not getattr(model, "weighs_samples", False):
+        weigh_samples(model)
     trainer = get_trainer(config)(config, model)
     if defenses.training:
         defenses.training.attach(model)
         trainer.before_epoch.append(_adding_users(config, defenses.training, train, room))
     return trainer, train_data, detection
+
+
+def group_weights_of(config: Config) -> Weigher | None:
+    """The purification of PurifyAugMF's training rows."""
+    if not config["group_weights"]:
+        return None
+    if config["group_low"] >= config["group_high"]:
+        raise UserError(
+            f"group_low: expected a number below group_high, {config['group_high']}, got {config['group_low']}"
+        )
+    return GroupWeights(config["group_low"], config["group_high"], config["group_own_share"])
 
 
 def _detect(config: Config, detectors, train) -> tuple[NDArray[np.bool_], dict[str, Any]]:

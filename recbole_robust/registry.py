@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -29,10 +30,10 @@ from recbole_robust.attacks import (
     Segment,
 )
 from recbole_robust.config_checks import read_yaml
-from recbole_robust.defenses import APT, AT, FAP, GDA, PCA, RCE, TCE, VAT, CoRating, LossDefense, PamaCF
+from recbole_robust.defenses import APT, AT, FAP, GDA, PCA, RCE, TCE, VAT, CoRating, GroupWeights, LossDefense, PamaCF
 from recbole_robust.model import MF, PCMF, RGCF, DampedMean, Pop, PurifyAugMF
 from recbole_robust.properties_path import properties_dir
-from recbole_robust.types import Attack, Detector, TrainingDefense, UserError
+from recbole_robust.types import Attack, Detector, TrainingDefense, UserError, Weigher
 
 ATTACKS: dict[str, type] = {
     "Random": Random,
@@ -61,6 +62,7 @@ DEFENSES: dict[str, type] = {
     "PCA": PCA,
     "FAP": FAP,
     "CoRating": CoRating,
+    "GroupWeights": GroupWeights,
 }
 
 MODELS: dict[str, type] = {
@@ -181,9 +183,10 @@ def build_attack(name: str, arguments: Mapping[str, Any] | None = None) -> Attac
 
 @dataclasses.dataclass(frozen=True)
 class Defenses:
-    """What ``defense`` names: any number of detectors, which work before the training, and one of the others."""
+    """What ``defense`` names: detectors and weights, which work before the training, and one of the others."""
 
     detectors: tuple[Detector, ...] = ()
+    weights: Weigher | None = None
     loss: LossDefense | None = None
     training: TrainingDefense | None = None
 
@@ -226,7 +229,11 @@ def build_defenses(defense: object, arguments: Mapping[str, Any] | None = None) 
                 raise unknown("key of several defenses", f"defense_args.{key}", [f"defense_args.{n}" for n in names])
         built = {n: build("defense", DEFENSES, n, arguments.get(n), f"defense_args.{n}") for n in names}
     detectors = tuple(one for one in built.values() if one.kind == "detector")
-    others = {name: one for name, one in built.items() if one.kind != "detector"}
+    weights = {name: one for name, one in built.items() if one.kind == "weights"}
+    others = {name: one for name, one in built.items() if one.kind not in ("detector", "weights")}
     if len(others) > 1:
         raise UserError(f"defense: expected at most one that changes the loss or the training, got {', '.join(others)}")
-    return Defenses(detectors, **{one.kind: one for one in others.values()})
+    for (name, _), (weigher, _) in itertools.product(others.items(), weights.items()):
+        if not getattr(others[name], "takes_weights", False):
+            raise UserError(f"defense: expected an adversarial loss or a detector beside {weigher}, got {name}")
+    return Defenses(detectors, next(iter(weights.values()), None), **{one.kind: one for one in others.values()})

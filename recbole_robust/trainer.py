@@ -20,10 +20,9 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from recbole_robust.randomness import global_state, set_global_state
-from recbole_robust.types import UserError
+from recbole_robust.types import SAMPLE_WEIGHT, UserError
 
 CHECKPOINT_VERSION = 1
-SAMPLE_WEIGHT = "sample_weight"
 
 
 class OptimizerPair:

@@ -21,6 +21,7 @@ FloatArray = NDArray[np.float64]
 TargetMode = Literal["all", "split", "round_robin"]
 Knowledge = Literal["black-box", "gray-box", "white-box"]
 
+SAMPLE_WEIGHT = "sample_weight"  # the column of training rows that says how much each counts in the loss
 TARGET_MODES: tuple[TargetMode, ...] = ("all", "split", "round_robin")
 
 
@@ -220,6 +221,12 @@ class Detector(Protocol):
     """A defense before the training: a frozen dataclass of hyper-parameters, called with what a defender sees."""
 
     def __call__(self, view: DefenderView, *, rng: np.random.Generator) -> Detection: ...
+
+
+class Weigher(Protocol):
+    """A defense before the training: the weight of each rating in the loss, ``(n_ratings,)``."""
+
+    def __call__(self, view: DefenderView, *, rng: np.random.Generator) -> FloatArray: ...
 
 
 class TrainingDefense(Protocol):

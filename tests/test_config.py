@@ -186,6 +186,8 @@ def test_explicit_models_load_their_ratings_in_stars_under_any_protocol(toy_conf
 def test_presets(toy_config):
     literal = toy_config("PurifyAugMF", preset="literal")
     values = read_yaml(properties_dir() / "model" / "PurifyAugMF-literal.yaml")
+    assert values.pop("train_neg_sample_args") is None  # RecBole spells it out
+    assert literal["train_neg_sample_args"]["distribution"] == "none"
     assert values and {key: literal[key] for key in values} == values
     with pytest.raises(UserError, match="unknown preset of PurifyAugMF 'litteral': did you mean literal"):
         toy_config("PurifyAugMF", preset="litteral")

@@ -10,13 +10,19 @@ from torch import Tensor
 
 
 class NegativeSampler:
-    """Uniform negatives that a user has not interacted with, by rejection against a sorted list of pairs.
+    """Negatives that a user has not interacted with, by rejection against a sorted list of pairs.
 
-    Shape: ``users`` and ``items`` are ``(n_pairs,)``, in RecBole ids (item 0 is padding and never drawn).
+    An item is drawn in proportion to its number of rows (at least 1), fake ones too, to the power of ``alpha``.
+
+    Shape: ``users`` and ``items`` are ``(n_rows,)``, in RecBole ids (item 0 is padding and never drawn).
     """
 
-    def __init__(self, users: Tensor, items: Tensor, n_items: int) -> None:
+    def __init__(self, users: Tensor, items: Tensor, n_items: int, alpha: float = 0.0) -> None:
         self.n_items = n_items
+        self.cumulative = None
+        if alpha:
+            # A row at least: who has rated all that others have must find a negative too.
+            self.cumulative = torch.bincount(items, minlength=n_items)[1:].clamp(min=1).double().pow(alpha).cumsum(0)
         self.pairs = torch.unique(users * n_items + items)  # sorted
         # A sieve in front of the binary search: a pair whose slot is empty is surely unseen. With 8 slots a pair at
         # most one negative in eight has to be searched for.
@@ -35,27 +41,36 @@ class NegativeSampler:
 
     def sample(self, users: Tensor, generator: torch.Generator) -> Tensor:
         """One negative item for each user. Shape: as ``users``."""
-        items = torch.randint(1, self.n_items, users.shape, generator=generator)
+        items = self._draw(users.shape, generator)
         again = self.seen_among(users, items)
         while len(again):
-            items[again] = torch.randint(1, self.n_items, again.shape, generator=generator)
+            items[again] = self._draw(again.shape, generator)
             again = again[self.seen_among(users[again], items[again])]
         return items
+
+    def _draw(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        if self.cumulative is None:
+            return torch.randint(1, self.n_items, shape, generator=generator)
+        place = torch.rand(shape, generator=generator, dtype=torch.double).mul_(self.cumulative[-1])
+        return torch.searchsorted(self.cumulative, place, right=True).clamp_(max=self.n_items - 2) + 1
 
 
 class TensorTrainDataLoader(TrainDataLoader):
     """RecBole's ``TrainDataLoader`` with whole-epoch shuffling, slicing and vectorised negatives.
 
     Same batches in distribution (same sizes, same columns, each row once an epoch, negatives outside the user's
-    training rows); not the same random numbers: ``dataloader: recbole`` gives those.
+    training rows); not the same random numbers: ``dataloader: recbole`` gives those. Popularity is that of the training
+    rows; RecBole counts valid and test rows too.
     """
 
     def __init__(self, config, dataset, sampler, shuffle=False):
         super().__init__(config, dataset, sampler, shuffle=shuffle)
         self.negatives = None
-        if self.neg_sample_args["distribution"] == "uniform":
+        distribution, alpha = self.neg_sample_args["distribution"], self.neg_sample_args["alpha"]
+        if distribution != "none":
             rows = dataset.inter_feat
-            self.negatives = NegativeSampler(rows[self.uid_field], rows[self.iid_field], dataset.item_num)
+            alpha = alpha if distribution == "popularity" else 0.0
+            self.negatives = NegativeSampler(rows[self.uid_field], rows[self.iid_field], dataset.item_num, alpha)
 
     def __iter__(self):
         rows = self._dataset.inter_feat
@@ -90,7 +105,6 @@ def fast_loader_applies(config, dataset) -> bool:
     return (
         config["dataloader"] == "fast"
         and config["MODEL_TYPE"] in (ModelType.GENERAL, ModelType.TRADITIONAL)
-        and sampling["distribution"] in ("uniform", "none")
         and not sampling["dynamic"]
         and not config["transform"]
         and config["single_spec"]

@@ -37,7 +37,12 @@ def screened(loader, flagged: NDArray[np.bool_]):
             rows if phase == "train" else data for phase, data in zip(sampler.phases, sampler.datasets, strict=True)
         ]
         sampler = Sampler(sampler.phases, datasets, "popularity", sampler.alpha).set_phase("train")
-    other = type(loader)(loader.config, rows, sampler, shuffle=loader.shuffle)
+    return with_rows(loader, rows, sampler)
+
+
+def with_rows(loader, train, sampler):
+    """A training loader of the same kind and seed as ``loader`` on other rows."""
+    other = type(loader)(loader.config, train, sampler, shuffle=loader.shuffle)
     if other.generator is None:  # where save_dataloaders took it away
         other.generator = loader.generator
     return other

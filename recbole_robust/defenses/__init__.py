@@ -6,6 +6,8 @@ in common on rare items) and :class:`FAP` (near to suspicious users). :func:`det
 Losses: the adversarial ones (:class:`AT`, :class:`VAT`, :class:`PamaCF`, :class:`GDA`) add the loss of perturbed
 vectors, the denoising ones (:class:`TCE`, :class:`RCE`) weigh the samples. :func:`defended` puts one around a model.
 
+Weights: :class:`GroupWeights` lets a rating count for less the more others stand behind it as one voice.
+
 Training: :class:`APT` puts users of its own among the training rows, anew from time to time.
 """
 
@@ -16,6 +18,7 @@ from recbole_robust.defenses.defended import LossDefense, defended
 from recbole_robust.defenses.denoising import RCE, TCE
 from recbole_robust.defenses.detection_report import detection_report
 from recbole_robust.defenses.fap import FAP
+from recbole_robust.defenses.group_weights import GroupWeights
 from recbole_robust.defenses.pca import PCA
 
 __all__ = [
@@ -28,6 +31,7 @@ __all__ = [
     "TCE",
     "VAT",
     "CoRating",
+    "GroupWeights",
     "LossDefense",
     "PamaCF",
     "defended",

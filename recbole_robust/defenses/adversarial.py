@@ -54,6 +54,7 @@ class Adversarial:
     relative: bool = False
 
     kind: ClassVar[str] = "loss"
+    takes_weights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.eps is not None:

@@ -85,6 +85,8 @@ class APT:
             raise UserError(f"defense: expected MF with loss_type MSE under APT, got {got}")
 
     def attach(self, model: Any) -> None:
+        if model.imputes:
+            raise UserError("train_neg_sample_args: expected none under APT, whose risk is that of observed ratings")
         model.erm_users = None
         model.other_parameter_name = [*getattr(model, "other_parameter_name", []), "erm_users"]  # goes to checkpoints
 

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from recbole_robust.trainer import SAMPLE_WEIGHT
-from recbole_robust.types import UserError
+from recbole_robust.types import SAMPLE_WEIGHT, UserError
 
 Vectors = tuple[Tensor, ...]  # of the users, of the items and, in a pairwise model, of the negative items: (B, d) each
 
@@ -144,7 +143,7 @@ def losses_near(model: Any, interaction: Any, vectors: Vectors, noise: list[Tens
 
 
 def losses_of(model: Any, interaction: Any, scores: list[Tensor]) -> Tensor:
-    """BPR, squared error or cross-entropy of each sample, as the model has it, times its ``sample_weight`` if any.
+    """BPR, squared error or cross-entropy of each sample, as the model has it, times its weight if any.
 
     Shape: ``scores`` of the items and, for BPR, of the negative ones, and the result: ``(B,)``, or ``(K, B)`` each.
     """
@@ -152,7 +151,7 @@ def losses_of(model: Any, interaction: Any, scores: list[Tensor]) -> Tensor:
     if kind == "BPR":
         losses = F.softplus(scores[1] - scores[0])
     elif kind == "MSE":
-        losses = (scores[0] - model.rating_target(interaction)).pow(2)
+        return model.weigh((scores[0] - model.rating_target(interaction)).pow(2), interaction)
     else:
         losses = F.binary_cross_entropy_with_logits(
             scores[0], interaction[model.LABEL].expand_as(scores[0]), reduction="none"

@@ -7,7 +7,7 @@ from recbole.model.abstract_recommender import GeneralRecommender
 from recbole.utils import InputType
 from torch import Tensor
 
-from recbole_robust.trainer import SAMPLE_WEIGHT
+from recbole_robust.types import SAMPLE_WEIGHT
 
 
 class ExplicitRecommender(GeneralRecommender):
@@ -17,6 +17,12 @@ class ExplicitRecommender(GeneralRecommender):
         rating_scale (str | float): ``max`` divides by the highest rating of the data set, ``none`` by 1, a number by
             itself. APT divides by 5 on MovieLens.
         loss_type (str): ``MSE`` on the observed ratings, or ``BPR`` on sampled negatives (then ratings are not read).
+        train_neg_sample_args (dict): under ``MSE``, how unrated pairs are sampled that learn ``imputed_rating`` (stars)
+            with weight ``imputed_weight`` beside the observed ones, whose weight is 1. None: observed ratings only.
+
+    Reference (imputed ratings):
+        Steck. "Training and Testing of Recommender Systems on Data Missing Not at Random." KDD 2010: AllRank-Regression
+        imputes r_m with weight w_m for all unrated pairs; here they are sampled.
     """
 
     input_type = InputType.POINTWISE
@@ -24,9 +30,12 @@ class ExplicitRecommender(GeneralRecommender):
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
-        self.RATING = config["RATING_FIELD"]
+        self.RATING, self.LABEL = config["RATING_FIELD"], config["LABEL_FIELD"]
         self.loss_type = config["loss_type"] or "MSE"
-        self.weighs_samples = self.loss_type == "MSE"  # its losses go through weighted_mean
+        self.weighs_samples = self.loss_type == "MSE"  # its losses go through weigh
+        sampling = config["train_neg_sample_args"] or {}
+        self.imputes = self.loss_type == "MSE" and sampling.get("distribution", "none") != "none"
+        self.imputed_rating, self.imputed_weight = config["imputed_rating"], config["imputed_weight"]
         self.rating_scale = self._rating_scale(config["rating_scale"], dataset) if self.loss_type == "MSE" else 1.0
 
     def _rating_scale(self, setting: str | float | None, dataset) -> float:
@@ -36,18 +45,24 @@ class ExplicitRecommender(GeneralRecommender):
         return 1.0 if setting == "none" else float(setting)
 
     def rating_target(self, interaction) -> Tensor:
-        """The ratings of a batch on the model's scale. Shape: ``(B,)``."""
-        return interaction[self.RATING] / self.rating_scale
+        """The ratings of a batch on the model's scale, imputed where a pair is a sampled one. Shape: ``(B,)``."""
+        ratings = interaction[self.RATING]
+        if self.imputes:
+            ratings = torch.where(interaction[self.LABEL] > 0, ratings, self.imputed_rating)
+        return ratings / self.rating_scale
 
+    def weigh(self, losses: Tensor, interaction) -> Tensor:
+        """Losses times the weight of their samples: ``sample_weight`` where the data carry one, imputed_weight.
 
-def weighted_mean(losses: Tensor, interaction) -> Tensor:
-    """The mean of per-sample losses, each times its ``sample_weight`` where the training data carry one.
+        The weights are not normed: the mean of the result is over the number of samples, so that weight 1 is none.
 
-    Shape: ``losses`` is ``(B,)``; the result is a scalar. The divisor stays ``B``, so that weight 1 is no weight.
-    """
-    if SAMPLE_WEIGHT in interaction:
-        losses = losses * interaction[SAMPLE_WEIGHT]
-    return losses.mean()
+        Shape: ``(B,)`` or ``(K, B)``, as ``losses``.
+        """
+        if SAMPLE_WEIGHT in interaction:
+            losses = losses * interaction[SAMPLE_WEIGHT]
+        if self.imputes:
+            losses = torch.where(interaction[self.LABEL] > 0, losses, self.imputed_weight * losses)
+        return losses
 
 
 def rows_l2(*rows: Tensor) -> Tensor:

@@ -13,11 +13,11 @@ from recbole.model.init import xavier_normal_initialization
 from recbole.model.loss import BPRLoss
 from torch import Tensor, nn
 
-from recbole_robust.model.explicit import ExplicitRecommender, rows_l2, weighted_mean
+from recbole_robust.model.explicit import ExplicitRecommender, rows_l2
 
 
 class MF(ExplicitRecommender):
-    """Rating prediction by the inner product of a user and an item vector, on the observed ratings only.
+    """Rating prediction by the inner product of a user and an item vector, by default on the observed ratings only.
 
     ``min sum (p_u . q_i - r_ui)^2 + reg_weight (|p_u|^2 + |q_i|^2)`` (eq. 1), both terms as means over the batch;
     ``loss_type: BPR`` gives the pairwise model. ``weight_decay`` (the optimiser's) shrinks the whole tables.
@@ -52,7 +52,7 @@ class MF(ExplicitRecommender):
             loss = self.bpr((p * q).sum(dim=1), (p * q_neg).sum(dim=1))
             rows = (p, q, q_neg)
         else:
-            loss = weighted_mean(((p * q).sum(dim=1) - self.rating_target(interaction)).pow(2), interaction)
+            loss = self.weigh(((p * q).sum(dim=1) - self.rating_target(interaction)).pow(2), interaction).mean()
         return loss + self.reg_weight * rows_l2(*rows) if self.reg_weight else loss
 
     def predict(self, interaction) -> Tensor:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from recbole_robust.model.explicit import rows_l2, weighted_mean
+from recbole_robust.model.explicit import rows_l2
 from recbole_robust.model.mf import MF
 from recbole_robust.types import UserError
 
@@ -134,7 +134,7 @@ class PCMF(MF):
         p, q = self.forward(user, interaction[self.ITEM_ID])
         residual = (p * q).sum(dim=1) - self.rating_target(interaction)
         self._note(user, residual.detach())
-        loss = weighted_mean(robust_loss(residual, self.keep(user, residual)), interaction)
+        loss = self.weigh(robust_loss(residual, self.keep(user, residual)), interaction).mean()
         return loss + self.reg_weight * rows_l2(p, q) if self.reg_weight else loss
 
     def _note(self, user: Tensor, residual: Tensor) -> None:

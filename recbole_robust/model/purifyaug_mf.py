@@ -16,8 +16,7 @@ from torch.nn import functional as F
 
 from recbole_robust.model import score_opt as algorithm1
 from recbole_robust.model.denoiser import Denoiser, RunningMoments, denoising_loss
-from recbole_robust.model.explicit import ExplicitRecommender, rows_l2, weighted_mean
-from recbole_robust.model.group_weights import GroupWeights
+from recbole_robust.model.explicit import ExplicitRecommender, rows_l2
 from recbole_robust.model.mutual_learning import limit_kl, softened_kl
 from recbole_robust.model.se_gate import SEGate
 from recbole_robust.types import UserError
@@ -58,13 +57,6 @@ class PurifyAugMF(ExplicitRecommender):
         self.apply(xavier_normal_initialization)  # before the networks are built: the tables are MF's of the same seed
         gate_options = config["se_reduction"], self.se_excite, float(config["se_bias_init"])
         self.gate = SEGate(dim, config["se_heads"], *gate_options) if config["se_heads"] else None
-        self.group_weights = None
-        low, high, own_share = (float(config[f"group_{key}"]) for key in ("low", "high", "own_share"))
-        if low >= high:
-            raise UserError(f"group_low: expected a number below group_high, {high:g}, got {low:g}")
-        if config["group_weights"]:
-            user, item, rating = (dataset.inter_feat[key] for key in (self.USER_ID, self.ITEM_ID, self.RATING))
-            self.group_weights = GroupWeights(user, item, rating, low, high, own_share)
         self.moments = RunningMoments(dim, config["ema_momentum"])
         self.denoiser = Denoiser(dim, config["denoiser_hidden"])
         if self.fuse_type == "mlp":
@@ -148,6 +140,8 @@ class PurifyAugMF(ExplicitRecommender):
 
     def augment(self, x_a: Tensor, x_p: Tensor) -> Tensor:
         """x_aug: M steps of Algorithm 1 in standardised space, and how its gradient goes back to x_p."""
+        if not self.score_opt["steps"]:
+            return self._back_to(x_p, x_a)
         noise = algorithm1.fresh_noise if self.training else algorithm1.shared_noise
         silent = not self.training and self.eval_noise == "zero"
         with torch.set_grad_enabled(self.backprop == "unroll" and torch.is_grad_enabled()):
@@ -159,7 +153,13 @@ class PurifyAugMF(ExplicitRecommender):
                 **self.score_opt,
             )
             x_m = self.moments.restore(x_m)
-        return x_p + (x_m - x_p).detach() if self.backprop == "straight_through" else x_m
+        return self._back_to(x_p, x_m)
+
+    def _back_to(self, x_p: Tensor, x_m: Tensor) -> Tensor:
+        """x_aug, with the gradient to x_p that purify_backprop says."""
+        if self.backprop == "straight_through":
+            return x_p + (x_m - x_p).detach()
+        return x_m if self.backprop == "unroll" else x_m.detach()
 
     def fuse(self, x_p: Tensor, x_aug: Tensor) -> Tensor:
         """x_f, from both views of a pair."""
@@ -184,28 +184,25 @@ class PurifyAugMF(ExplicitRecommender):
         kl = loss_d = torch.zeros_like(target)
         with torch.autocast(target.device.type, enabled=False):  # half precision loses gradients of gradients
             x_p = x_aug = self.purify(user, item)
-            constant = x_p.detach()
-            self.moments.update(constant)
-            if self.denoising:
-                standard = self.moments.standardise(constant)
-                loss_d = denoising_loss(self.denoiser, standard, self.sigma_min, self.sigma_max)
-            if self.purifying:
-                if self.batch % self.purify_every == 0:
+            if self.batch % self.purify_every == 0:
+                constant = x_p.detach()
+                self.moments.update(constant)
+                if self.denoising and self.score_opt["steps"]:
+                    standard = self.moments.standardise(constant)
+                    loss_d = denoising_loss(self.denoiser, standard, self.sigma_min, self.sigma_max)
+                if self.purifying:
                     x_a = self.attack(x_p, target)
                     self._choose_sigma(constant, x_a.detach())
                     x_aug = self.augment(x_a, x_p)
-                self.batch += 1
             x_f = self.fuse(x_p, x_aug)
-            if self.purifying and self.kl_mode != "off":
+            if self.purifying and self.kl_mode != "off" and x_aug is not x_p:
                 kl = self.mutual_loss(x_p, x_aug, x_f)
+            self.batch += 1
             errors = (self.score(x_f) - target).pow(2)
-            if self.group_weights:
-                weights = self.group_weights(user, item)
-                errors, kl, loss_d = weights * errors, weights * kl, weights * loss_d
-            fused = weighted_mean(errors, interaction)
+            fused, kl, loss_d = (self.weigh(losses, interaction).mean() for losses in (errors, kl, loss_d))
             if self.reg_weight:
                 fused = fused + self.reg_weight * rows_l2(self.user_embedding(user), self.item_embedding(item))
-        return fused, weighted_mean(kl, interaction), weighted_mean(loss_d, interaction)
+        return fused, kl, loss_d
 
     def _choose_sigma(self, x_p: Tensor, x_a: Tensor) -> None:
         """The t* rule (eq. 8), on the first batch of an epoch that has an attacked view."""
@@ -215,9 +212,11 @@ class PurifyAugMF(ExplicitRecommender):
             self.sigma_is_due = False
 
     def forward(self, user: Tensor, item: Tensor) -> Tensor:
-        """The whole path without labels, on the model's scale. Shape: ``(P,)`` each -> ``(P,)``."""
+        """The path without labels, on the model's scale; under ``se`` it ends at x_p. Shape: ``(P,)`` -> ``(P,)``."""
         with torch.autocast(user.device.type, enabled=False):
             x_p = self.purify(user, item)
+            if self.infer_mode == "se":
+                return self.score(x_p)
             return self.score(self.fuse(x_p, self.augment(x_p, x_p) if self.purifying else x_p))
 
     def _score_candidates(self, user: Tensor, items: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ KINDS = {
     "pointwise": ("NeuMF", {}),
     "pointwise, 4 negatives": ("NeuMF", {"train_neg_sample_args": {**PAIRWISE, "sample_num": 4}}),
     "raw ratings": ("MF", {}),
+    "imputed ratings": ("MF", {"train_neg_sample_args": {**PAIRWISE, "distribution": "popularity"}}),
     "no sampling": ("Pop", {}),
 }
 
@@ -43,7 +44,7 @@ def epoch(loader) -> list[dict[str, torch.Tensor]]:
 
 def positives(loader, batches) -> Counter:
     """The positive (user, item) pairs of an epoch, once each."""
-    times = loader.times if loader.neg_sample_args["distribution"] == "uniform" else 1
+    times = loader.times if loader.neg_sample_args["distribution"] != "none" else 1
     pairs: Counter = Counter()
     for batch in batches:
         n = len(batch["user_id"]) // times
@@ -85,7 +86,8 @@ def test_each_row_comes_once_an_epoch_with_its_own_columns(toy_config, kind, shu
         assert positives(loader, batches) == expected
         if "rating" in rows:
             seen = {(int(u), int(i)): float(r) for b in batches
-                    for u, i, r in zip(b["user_id"], b["item_id"], b["rating"], strict=True)}  # fmt: skip
+                    for u, i, r in list(zip(b["user_id"], b["item_id"], b["rating"], strict=True))
+                    [: len(b["rating"]) // loader.times]}  # fmt: skip
             assert seen == {(int(u), int(i)): float(r) for u, i, r in
                             zip(rows["user_id"], rows["item_id"], rows["rating"], strict=True)}  # fmt: skip
     first = batches[0]["user_id"][: loader.step]
@@ -139,6 +141,20 @@ def test_negatives_are_uniform_over_what_a_user_has_not_rated():
         assert chisquare(counts[unseen]).pvalue > 1e-4
 
 
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_popular_negatives_are_drawn_by_the_rows_of_an_item(alpha):
+    items = torch.tensor([1] * 8 + [2] * 4 + [3] * 2 + [4])
+    sampler = NegativeSampler(torch.arange(len(items)) + 10, items, n_items=7, alpha=alpha)
+    drawn = sampler.sample(torch.ones(30_000, dtype=torch.long), torch.Generator().manual_seed(3)).numpy()
+    expected = np.array([8, 4, 2, 1, 1, 1]) ** alpha  # an item without rows counts as one row
+    assert chisquare(np.bincount(drawn, minlength=7)[1:], 30_000 * expected / expected.sum()).pvalue > 1e-4
+
+
+def test_who_has_rated_all_that_is_rated_gets_a_negative_too():
+    sampler = NegativeSampler(torch.tensor([1, 1, 1]), torch.tensor([1, 2, 3]), n_items=6, alpha=1.0)
+    assert set(sampler.sample(torch.ones(500, dtype=torch.long), torch.Generator()).tolist()) == {4, 5}
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     pairs=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 11)), min_size=1, max_size=50),
@@ -161,7 +177,6 @@ def test_the_sampler_knows_what_is_seen(pairs, n_items, asked):
     [
         ("BPR", {"dataloader": "recbole"}),
         ("BPR", {"train_neg_sample_args": {**PAIRWISE, "dynamic": True, "candidate_num": 2}}),
-        ("BPR", {"train_neg_sample_args": {**PAIRWISE, "distribution": "popularity"}}),
         ("BPR", {"load_col": FEATURES}),
         ("SASRec", {"train_neg_sample_args": None}),
     ],

@@ -60,6 +60,6 @@ def build(ratings, plain_config) -> Callable[..., nn.Module]:
 
     def make(model_class: type, dataset: Any = ratings, **keys: Any) -> nn.Module:
         torch.manual_seed(0)
-        return model_class(plain_config(model_class.__name__, **keys), dataset)
+        return model_class(plain_config(getattr(model_class, "defended_name", model_class.__name__), **keys), dataset)
 
     return make

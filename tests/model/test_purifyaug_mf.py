@@ -11,21 +11,17 @@ import pytest
 import recbole
 import torch
 from recbole.data.interaction import Interaction
-from scipy.sparse import csr_matrix
 from torch import nn
 
 from recbole_robust.model.denoiser import Denoiser, RunningMoments, denoising_loss
-from recbole_robust.model.group_weights import GroupWeights
 from recbole_robust.model.mf import MF
 from recbole_robust.model.mutual_learning import limit_kl, softened_kl
 from recbole_robust.model.purifyaug_mf import PurifyAugMF
 from recbole_robust.model.score_opt import diffused_kl, fresh_noise, score_opt, shared_noise, t_star
 from recbole_robust.model.se_gate import SEGate
-from recbole_robust.scores import coordinated_raters
 from recbole_robust.types import UserError
 
 REDUCED = {
-    "group_weights": False,
     "se_bias_init": float("-inf"),
     "adv": "none",
     "purify_steps": 0,
@@ -76,6 +72,13 @@ def train(model, ratings, steps=12, rows=400, first_epoch=5, table_lr=10.0):
             optimiser.step()
         history.append([loss.item() for loss in losses])
     return torch.tensor(history)
+
+
+@pytest.fixture(scope="session")
+def build(build, model_keys):
+    """As everywhere; PurifyAugMF with the keys of the paper, its fuse MLP as a residual."""
+    paper = {**model_keys("PurifyAugMF-literal"), "fuse_residual": True}
+    return lambda model, *dataset, **keys: build(model, *dataset, **{**(paper if model is PurifyAugMF else {}), **keys})
 
 
 @pytest.fixture
@@ -369,42 +372,6 @@ def test_a_row_of_weight_zero_is_no_row(awake, ratings):
         assert torch.allclose(one * len(feat), two * 100, rtol=1e-4, atol=1e-6)
 
 
-# --- the weights of a group ------------------------------------------------------------------------------------------
-
-
-def test_group_weights_are_those_of_the_rows():
-    """One value a training pair, whatever the order; of a pair that is there twice the last rating counts."""
-    user = torch.tensor([7, 2, 2, 9, 7, 4, 7])
-    item = torch.tensor([3, 5, 3, 5, 5, 1, 3])
-    rating = torch.tensor([1.0, 5.0, 5.0, 5.0, 5.0, 2.0, 5.0])
-    weights = GroupWeights(user, item, rating, low=0.1, high=0.2, own_share=1.0)
-    matrix = csr_matrix(
-        ([5.0, 5.0, 2.0, 5.0, 5.0, 5.0], ([0, 0, 1, 2, 2, 3], [3, 5, 1, 3, 5, 5])), shape=(4, 6)
-    )  # users 2, 4, 7, 9
-    expected = 1 / (1 + coordinated_raters(matrix, low=0.1, high=0.2, own_share=1.0))
-    assert expected.min() < 1
-    found = weights(torch.tensor([2, 2, 4, 7, 7, 9]), torch.tensor([3, 5, 1, 3, 5, 5]))
-    torch.testing.assert_close(found, torch.tensor(expected).float())
-    assert torch.equal(weights(user, item)[[0, 6]], found[[3, 3]])
-    nobody = weights(torch.tensor([2, 99, 1, 4]), torch.tensor([4, 5, 11, 7]))  # not trained on
-    assert torch.equal(nobody, torch.ones(4))
-
-
-def test_group_weights_multiply_every_loss(awake, ratings):
-    """As the same numbers in the training data's own weights do."""
-    model = awake(purify_steps=0, adv="none", group_weights=True, group_low=0.1, group_high=0.2).train()
-    feat = ratings.inter_feat
-    weight = model.group_weights(feat["user_id"], feat["item_id"])
-    assert weight.min() < 0.9
-    losses = []
-    for keys, rows in ((model.group_weights, feat), (None, Interaction({**feat.interaction, "sample_weight": weight}))):
-        model.group_weights = keys
-        torch.manual_seed(0)
-        losses.append(torch.stack(model.calculate_loss(rows)))
-    assert (losses[0] > 1e-3).all()
-    torch.testing.assert_close(*losses)
-
-
 # --- 2 to 5 of the paper: the gate -----------------------------------------------------------------------------------
 
 
@@ -679,7 +646,6 @@ def test_half_precision_is_switched_off_inside(build, ratings):
         ({"infer_mode": "rerank", "pair_op": "concat"}, "infer_mode"),
         ({"purify_backprop": "unroll", "purify_opt": "adam"}, "unroll needs"),
         ({"kl_mode": True}, "kl_mode"),
-        ({"group_low": 2.0}, "group_low: expected a number below group_high, 1.5, got 2"),
     ],
 )
 def test_a_wrong_value_is_one_clear_error(build, keys, message):
@@ -692,6 +658,7 @@ def test_the_literal_preset_pins_keys_of_the_model(build, model_keys, ratings):
     assert set(literal) <= set(default)
     of_the_paper = ("pair_", "head", "se_", "adv", "denoiser_", "sigma_", "ema_", "purify_", "t_star", "kl_", "fuse")
     assert {key for key in default if key.startswith(of_the_paper)} - {"pair_chunk"} <= set(literal)
+    assert not literal["group_weights"] and literal["train_neg_sample_args"] is None
     assert train(build(PurifyAugMF, **literal), ratings, steps=3).isfinite().all()
 
 
@@ -699,9 +666,9 @@ def test_every_key_of_the_yaml_is_read(plain_config, model_keys, ratings):
     config = plain_config("PurifyAugMF")
     PurifyAugMF(config, ratings)
     assert set(model_keys("PurifyAugMF")) - config.asked == {
-        "train_neg_sample_args",
-        "net_learning_rate",
-    }  # the trainer's
+        "net_learning_rate",  # the trainer's
+        *(f"group_{key}" for key in ("weights", "low", "high", "own_share")),  # of the rows, not of the model
+    }
 
 
 # --- 11. accuracy on real data ---------------------------------------------------------------------------------------

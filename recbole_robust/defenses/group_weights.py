@@ -1,0 +1,48 @@
+"""Group evidence as weights: many who act like one user count as one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from recbole_robust.defenses.checks import require, require_number
+from recbole_robust.scores import coordinated_raters
+from recbole_robust.types import DefenderView, FloatArray
+
+
+@dataclass(frozen=True)
+class GroupWeights:
+    """A rating weighs ``1 / (1 + c_ui)`` in the loss, c_ui of :func:`recbole_robust.scores.coordinated_raters`.
+
+    Nobody is dropped, and no user is judged as a whole: of a user taken for one of a group only those top ratings
+    weigh less that the group shares. It is the purification of PurifyAugMF, for any model whose samples can be weighed.
+
+    Reference: none known; the project's own.
+
+    Args:
+        low: in units of the limit that hardly any genuine user exceeds; here two users begin to act like one ...
+            (Default: 0.75)
+        high: ... and are one from here on. (Default: 1.5)
+        own_share: how far the rated item is evidence itself, 0 to 1. (Default: 0.5)
+    """
+
+    low: float = 0.75
+    high: float = 1.5
+    own_share: float = 0.5
+
+    kind: ClassVar[str] = "weights"
+
+    def __post_init__(self) -> None:
+        require_number("low", self.low, 0)
+        require_number("high", self.high, 0)
+        require(self.low < self.high, "low", f"a number below high, {self.high:g}", self.low)
+        require_number("own_share", self.own_share, 0, 1)
+
+    def __call__(self, view: DefenderView, *, rng: np.random.Generator) -> FloatArray:
+        """The weight of each rating, in the order of ``view.ratings.data``. Shape: ``(n_ratings,)``, in (0, 1]."""
+        count = coordinated_raters(
+            view.ratings, top_rating=view.rating_max, low=self.low, high=self.high, own_share=self.own_share
+        )
+        return 1.0 / (1.0 + count)
