@@ -8,21 +8,27 @@ from recbole.data.interaction import Interaction
 from recbole.utils import InputType, ModelType
 from torch import Tensor
 
+from recbole_robust.types import SAMPLE_WEIGHT
+
 
 class NegativeSampler:
     """Negatives that a user has not interacted with, by rejection against a sorted list of pairs.
 
-    An item is drawn in proportion to its number of rows (at least 1), fake ones too, to the power of ``alpha``.
+    An item is drawn in proportion to its number of rows (at least 1), fake ones too, to the power of ``alpha``. Rows
+    that weigh less count for less: else a group whose praise is not believed would bury an item by its mere number.
 
-    Shape: ``users`` and ``items`` are ``(n_rows,)``, in RecBole ids (item 0 is padding and never drawn).
+    Shape: ``users``, ``items`` and ``weights`` are ``(n_rows,)``, in RecBole ids (item 0 is padding and never drawn).
     """
 
-    def __init__(self, users: Tensor, items: Tensor, n_items: int, alpha: float = 0.0) -> None:
+    def __init__(
+        self, users: Tensor, items: Tensor, n_items: int, alpha: float = 0.0, weights: Tensor | None = None
+    ) -> None:
         self.n_items = n_items
         self.cumulative = None
         if alpha:
             # A row at least: who has rated all that others have must find a negative too.
-            self.cumulative = torch.bincount(items, minlength=n_items)[1:].clamp(min=1).double().pow(alpha).cumsum(0)
+            counts = torch.bincount(items, weights, minlength=n_items)[1:]
+            self.cumulative = counts.clamp(min=1).double().pow(alpha).cumsum(0)
         self.pairs = torch.unique(users * n_items + items)  # sorted
         # A sieve in front of the binary search: a pair whose slot is empty is surely unseen. With 8 slots a pair at
         # most one negative in eight has to be searched for.
@@ -70,7 +76,9 @@ class TensorTrainDataLoader(TrainDataLoader):
         if distribution != "none":
             rows = dataset.inter_feat
             alpha = alpha if distribution == "popularity" else 0.0
-            self.negatives = NegativeSampler(rows[self.uid_field], rows[self.iid_field], dataset.item_num, alpha)
+            weights = rows.interaction.get(SAMPLE_WEIGHT)
+            users, items = rows[self.uid_field], rows[self.iid_field]
+            self.negatives = NegativeSampler(users, items, dataset.item_num, alpha, weights)
 
     def __iter__(self):
         rows = self._dataset.inter_feat

@@ -141,10 +141,14 @@ def test_negatives_are_uniform_over_what_a_user_has_not_rated():
         assert chisquare(counts[unseen]).pvalue > 1e-4
 
 
+@pytest.mark.parametrize("weight", [None, 0.25])
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
-def test_popular_negatives_are_drawn_by_the_rows_of_an_item(alpha):
+def test_popular_negatives_are_drawn_by_the_rows_of_an_item(alpha, weight):
     items = torch.tensor([1] * 8 + [2] * 4 + [3] * 2 + [4])
-    sampler = NegativeSampler(torch.arange(len(items)) + 10, items, n_items=7, alpha=alpha)
+    weights = None
+    if weight:  # four times the rows, each a quarter
+        items, weights = items.repeat(4), torch.full((60,), weight)
+    sampler = NegativeSampler(torch.arange(len(items)) + 10, items, n_items=7, alpha=alpha, weights=weights)
     drawn = sampler.sample(torch.ones(30_000, dtype=torch.long), torch.Generator().manual_seed(3)).numpy()
     expected = np.array([8, 4, 2, 1, 1, 1]) ** alpha  # an item without rows counts as one row
     assert chisquare(np.bincount(drawn, minlength=7)[1:], 30_000 * expected / expected.sum()).pvalue > 1e-4
