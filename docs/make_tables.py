@@ -11,12 +11,13 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from recbole_robust.registry import ATTACKS, DEFENSES, MODELS
+from recbole_robust.registry import ATTACKS, DEFENSES, MODELS, WRAPPERS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = REPOSITORY / "README.md"
-TABLES: dict[str, Mapping[str, type]] = {"attacks": ATTACKS, "models": MODELS, "defenses": DEFENSES}
+TABLES: dict[str, Mapping[str, Any]] = {"attacks": ATTACKS, "models": {**MODELS, **WRAPPERS}, "defenses": DEFENSES}
 
 
 def reference(*docstrings: str) -> str:
@@ -34,7 +35,7 @@ def summary(name: str, docstring: str) -> str:
     return first[:1].upper() + first[1:]
 
 
-def row(kind: str, name: str, cls: type) -> str:
+def row(kind: str, name: str, cls: Any) -> str:
     """One line of a table: name, what it is, its file, its paper."""
     own, module = inspect.getdoc(cls) or "", inspect.getdoc(inspect.getmodule(cls)) or ""
     what = summary(name, module if kind == "models" else own)  # a model's own docstring starts with its formula

@@ -23,12 +23,13 @@ attack     make the fake profiles of an attack and train no victim; prints the p
 benchmark  run a grid of such runs, one JSON a cell; goes on where it was
 report     render the cells of a folder as Markdown
 
-  -m, --model        MF, DampedMean, Pop, PurifyAugMF, PCMF, RGCF or any RecBole model
+  -m, --model        MF, DampedMean, Pop, PurifyAugMF, PCMF, RGCF or any RecBole model; PurifyAug goes around another
+                     (--base_model=BPR)
   -d, --dataset      ml-100k (ships with RecBole), ml-1m, or a folder in data_path (dataset/)
   --attack           Random, Average, Bandwagon, Segment, LoveHate, CopyProfile, AUSH, TNA, DADA, PGA,
                      RevAdv, DPA2DL, or the control Organic; none: a clean run
-  --defense          AT, VAT, PamaCF, GDA, APT, TCE, RCE, PCA, FAP, CoRating; the last three, detectors, combine
-                     with one another and with one of the others: CoRating,AT
+  --defense          AT, VAT, PamaCF, GDA, APT, TCE, RCE, GroupWeights, PCA, FAP, CoRating; the last three, detectors,
+                     combine with one another and with one of the others: CoRating,AT
   --poison           a poison card (a folder) to inject instead of running an attack
   --from_json        attack: a file of fake users as VAT and PamaCF ship them; its item ids are taken as item tokens
   --config_files     YAML files, separated by blanks

@@ -80,6 +80,11 @@ def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     return both
 
 
+def _wraps(model_class: type) -> bool:
+    """Whether a model is a wrapper around the model ``base_class``."""
+    return getattr(model_class, "wraps_base_model", False)
+
+
 class Config(RecBoleConfig):
     """RecBole's Config for our models and for RecBole's own.
 
@@ -175,13 +180,16 @@ class Config(RecBoleConfig):
                 raise UserError(f"{key}: expected a name, got none; say --{key}=<name>")
         if not isinstance(dataset, str) or dataset != os.path.basename(dataset) or dataset in ("", ".", ".."):
             raise UserError(f"dataset: expected the name of a folder in data_path, got {dataset!r}")
-        model_class = registry.get_model(model) if not isinstance(model, type) else model
-        return super()._get_model_and_dataset(model_class, dataset)
+        if not isinstance(model, type):
+            model = registry.get_model(model, base=self.external_config_dict.get("base_model"))
+        return super()._get_model_and_dataset(model, dataset)
 
     def _load_internal_config_dict(self, model, model_class, dataset) -> None:
-        super()._load_internal_config_dict(model, model_class, dataset)
+        base = model_class.base_class.__name__ if _wraps(model_class) else model
+        super()._load_internal_config_dict(base, model_class, dataset)
         own = self.internal_config_dict
-        files = (properties_dir() / "overall.yaml", property_file("model", model), property_file("dataset", dataset))
+        names = (("model", base), ("model", model), ("dataset", dataset))
+        files = (properties_dir() / "overall.yaml", *(property_file(*name) for name in names))
         for path in files:
             if path.is_file():
                 merge(own, read_yaml(path))
@@ -290,7 +298,7 @@ class Config(RecBoleConfig):
             registry.get_model(final["baseline"], "baseline")
         if final["base_model"] is not None:
             registry.get_model(final["base_model"], "base_model")
-            if not getattr(self.model_class, "wraps_base_model", False):
+            if not _wraps(self.model_class):
                 raise UserError(
                     f"base_model: expected none, since {self.model} wraps no model, got {final['base_model']!r}"
                 )
@@ -385,7 +393,8 @@ class Config(RecBoleConfig):
             raise UserError(f"valid_metric: expected {known} (K is one of topk), got {final['valid_metric']!r}")
 
     def _own_model(self) -> bool:
-        return registry.MODELS.get(self.model) is self.model_class
+        own: Any = getattr(self.model_class, "base_class", self.model_class)
+        return registry.MODELS.get(own.__name__) is own
 
     def _init_device(self) -> None:
         """RecBole's choice of a device, by its number and without a change of ``CUDA_VISIBLE_DEVICES``.

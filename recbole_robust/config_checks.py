@@ -212,6 +212,7 @@ CHECKS: dict[str, Check] = {
     "purify_steps": whole(0),
     "purify_every": whole(1),
     "purify_warmup": whole(0),
+    "purify_rows": whole(1),
     "purify_lr": number(0, open_low=True),
     "purify_lambda": number(0),
     "purify_sigma": number(0, open_low=True),

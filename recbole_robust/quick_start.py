@@ -354,14 +354,16 @@ def baseline_config(config: Config, files, config_dict, command_line) -> Config 
     if name in (None, "none", "None"):
         return None
     if name == "auto":
-        name = BASELINES.get(config["model"]) or (config["model"] if config["defense"] else None)
+        same = config["model"] if config["defense"] else None
+        name = BASELINES.get(config["model"]) or config["base_model"] or same
         if name is None:
             return None
     registry.get_model(name)
     _, by_model = known_keys()
     foreign = {key for key, models in by_model.items() if name not in models}
     given = {k: v for k, v in config.external_config_dict.items() if k not in foreign}
-    given = {k: v for k, v in given.items() if k not in ("model", "dataset", "preset", "defense", "defense_args")}
+    not_its = ("model", "base_model", "dataset", "preset", "defense", "defense_args")
+    given = {k: v for k, v in given.items() if k not in not_its}
     given.update(protocol=config["protocol"], baseline="none")
     dotted = {".".join(path): value for path, value in config._dotted.items() if path[0] != "defense_args"}
     return Config(name, config["dataset"], None, given, dotted)

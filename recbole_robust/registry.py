@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from recbole_robust.attacks import (
 )
 from recbole_robust.config_checks import read_yaml
 from recbole_robust.defenses import APT, AT, FAP, GDA, PCA, RCE, TCE, VAT, CoRating, GroupWeights, LossDefense, PamaCF
-from recbole_robust.model import MF, PCMF, RGCF, DampedMean, Pop, PurifyAugMF
+from recbole_robust.model import MF, PCMF, RGCF, DampedMean, Pop, PurifyAugMF, purify_aug
 from recbole_robust.properties_path import properties_dir
 from recbole_robust.types import Attack, Detector, TrainingDefense, UserError, Weigher
 
@@ -72,6 +72,11 @@ MODELS: dict[str, type] = {
     "PurifyAugMF": PurifyAugMF,
     "PCMF": PCMF,
     "RGCF": RGCF,
+}
+
+# Around a model that base_model names: a function from its class to the class.
+WRAPPERS: dict[str, Callable[[type], type]] = {
+    "PurifyAug": purify_aug,
 }
 
 # RecBole's libraries of trees are optional dependencies with an interface of their own: no embeddings, no loss.
@@ -139,14 +144,22 @@ def unknown(what: str, name: object, known: Iterable[str]) -> UserError:
     return UserError(f"unknown {what} {str(name)!r}: {hint}")
 
 
-def get_model(name: str, what: str = "model") -> type:
+def get_model(name: str, what: str = "model", base: str | None = None) -> type:
     """The class of a model of ours or of RecBole's; ``what`` names the key in the error.
+
+    Args:
+        base: the model that a wrapper wraps.
 
     Raises:
         UserError: no such model. (RecBole itself says "No module named lightgbm" then.)
     """
-    if not isinstance(name, str) or name not in {*MODELS, *recbole_models()}:
-        raise unknown(what, name, [*MODELS, *recbole_models()])
+    wrappers = WRAPPERS if what == "model" else {}
+    if not isinstance(name, str) or name not in {*MODELS, *wrappers, *recbole_models()}:
+        raise unknown(what, name, [*MODELS, *wrappers, *recbole_models()])
+    if name in wrappers:
+        if base is None:
+            raise UserError(f"base_model: expected the name of a model, since {name} wraps one, got none")
+        return wrappers[name](get_model(base, "base_model"))
     return MODELS[name] if name in MODELS else recbole_get_model(name)
 
 

@@ -16,6 +16,7 @@ import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import get_trainer as recbole_get_trainer
 from torch import Tensor, nn, optim
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -53,7 +54,8 @@ class OptimizerPair:
 
 def table_parameters(model: nn.Module) -> list[Tensor]:
     """The weights of all ``nn.Embedding`` layers: what a protocol's recipe for embedding tables applies to."""
-    return [layer.weight for layer in model.modules() if isinstance(layer, nn.Embedding)]
+    layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, nn.Embedding)]
+    return [layer.parametrizations.weight.original if is_parametrized(layer) else layer.weight for layer in layers]
 
 
 if TYPE_CHECKING:

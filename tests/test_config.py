@@ -495,10 +495,9 @@ def test_arguments_without_an_attack_are_a_warning(cli_config, caplog):
     assert "attack_args without attack: ignored" in caplog.text
 
 
-def test_base_model_is_for_models_that_wrap_one(toy_config, monkeypatch):
+def test_base_model_is_for_models_that_wrap_one(toy_config):
     with pytest.raises(UserError, match=r"^base_model: expected none, since MF wraps no model, got 'SASRec'"):
         toy_config(base_model="SASRec")
-    monkeypatch.setattr(registry.MODELS["MF"], "wraps_base_model", True, raising=False)
-    assert toy_config(base_model="SASRec")["base_model"] == "SASRec"
+    assert toy_config("PurifyAug", base_model="BPR")["base_model"] == "BPR"
     with pytest.raises(UserError, match=r"^unknown base_model 'SASREC': did you mean SASRec"):
-        toy_config(base_model="SASREC")
+        toy_config("PurifyAug", base_model="SASREC")

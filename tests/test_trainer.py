@@ -204,7 +204,7 @@ def test_weights_alone_are_not_enough_to_go_on(toy_config, tmp_path):
 
 
 def test_the_recipe_for_tables_leaves_networks_to_adam(toy_config):
-    run = make_run(toy_config("PurifyAugMF", epochs=1, learning_rate=3.0, net_learning_rate=2e-3))
+    run = make_run(toy_config("PurifyAugMF", preset="literal", epochs=1, learning_rate=3.0, net_learning_rate=2e-3))
     optimizer, model = run.trainer.optimizer, run.trainer.model
     assert isinstance(optimizer, OptimizerPair)
     tables, networks = optimizer.parts["tables"], optimizer.parts["networks"]

@@ -4,7 +4,8 @@ from recbole_robust.model.damped_mean import DampedMean
 from recbole_robust.model.mf import MF
 from recbole_robust.model.pcmf import PCMF
 from recbole_robust.model.pop import Pop
+from recbole_robust.model.purify_aug import purify_aug
 from recbole_robust.model.purifyaug_mf import PurifyAugMF
 from recbole_robust.model.rgcf import RGCF
 
-__all__ = ["MF", "PCMF", "RGCF", "DampedMean", "Pop", "PurifyAugMF"]
+__all__ = ["MF", "PCMF", "RGCF", "DampedMean", "Pop", "PurifyAugMF", "purify_aug"]
