@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 # Keys whose value does not change a result: they are no part of a run's identity.
 DISPLAY_KEYS = {
     "output_dir", "gpu_id", "use_gpu", "show_progress", "state", "force", "checkpoint_dir", "log_wandb",
-    "wandb_project", "log_tensorboard", "save_dataset", "save_dataloaders", "dataset_save_path",
+    "wandb_project", "log_tensorboard", "track_every", "save_dataset", "save_dataloaders", "dataset_save_path",
     "dataloaders_save_path", "data_path", "device", "local_rank", "single_spec", "eval_type", "config_files", "worker",
     "poison_hash", "nproc", "compare_clean", "valid_metric_bigger", "loss_decimal_place", "save_checkpoint",
     "cache_clean",

@@ -189,6 +189,7 @@ CHECKS: dict[str, Check] = {
     "stopping_step": whole(0),
     "seed": whole(0, 2**32 - 1),
     "new_fans": whole(0),
+    "track_every": whole(0),
     "learner": ("one of adam, adamw, sgd, adagrad, rmsprop, sparse_adam",
                 lambda v: str(v).lower() in ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")),
     "learning_rate": number(0, open_low=True),

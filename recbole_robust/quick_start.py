@@ -47,6 +47,7 @@ from recbole_robust.initialisation import build_model
 from recbole_robust.model.propagation import hasten
 from recbole_robust.poisoning import make_card, run_attack, stored_card
 from recbole_robust.randomness import stage_rng
+from recbole_robust.tracking import tracking
 from recbole_robust.trainer import get_trainer
 from recbole_robust.types import Detection, FakeProfiles, Outcome, TrainingDefense, UserError, Weigher
 
@@ -124,6 +125,8 @@ def _train(config: Config, card: PoisonCard | None, label: str | None) -> Traine
     trainer.know_items(train)
     trainer.label = label or f"{config['model']} {'clean' if card is None else 'attacked'}"
     ranks_in_test = attach_targets(trainer, splits, torch.tensor(list(targets.values())))
+    if config["track_every"]:
+        trainer.after_epoch.append(tracking(config, splits, torch.tensor(list(targets.values()))))
     trained = Trained(trainer, test_data, splits, genuine, targets, ranks_in_test, detection=detection)
     started = time.perf_counter()
     _fit_or_reuse(config, trained, train_data, valid_data, cacheable=card is None and bool(config["cache_clean"]))

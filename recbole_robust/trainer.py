@@ -69,6 +69,7 @@ class RobustTrainerMixin(_Base):
 
     Attributes:
         before_epoch: called with ``(trainer, train_data, epoch)`` before every epoch; return the loader to train on.
+        after_epoch: called with ``(trainer, epoch)`` after every epoch.
         before_evaluate: called with ``(trainer, eval_data)`` before every evaluation.
         best_epoch: the epoch (from 0) whose weights are in the checkpoint.
 
@@ -79,6 +80,7 @@ class RobustTrainerMixin(_Base):
 
     def __init__(self, config, model) -> None:
         self.before_epoch: list[Callable[[Any, Any, int], Any]] = []
+        self.after_epoch: list[Callable[[Any, int], None]] = []
         self.before_evaluate: list[Callable[[Any, Any], None]] = []
         self.best_epoch = -1
         self.label = config["model"]
@@ -144,6 +146,8 @@ class RobustTrainerMixin(_Base):
         self._hook("on_epoch_start", epoch_idx)
         losses = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
         self._hook("on_epoch_end", epoch_idx)
+        for look in self.after_epoch:
+            look(self, epoch_idx)
         bar = getattr(self, "_bar", None)
         if bar is not None:
             total = sum(losses) if isinstance(losses, tuple) else losses

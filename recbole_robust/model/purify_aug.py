@@ -125,6 +125,16 @@ def purify_aug(base: Any) -> type:
                 for x, purifier in self._parts():
                     purifier.augment(x)
 
+        def tracked(self) -> dict[str, Tensor]:
+            """S of all rows and how far Algorithm 1 moves them, table by table, for TensorBoard."""
+            names = [name for name, layer in self.named_modules() if any(layer is table for table in self.tables)]
+            found = {}
+            for name, (x, purifier) in zip(names, self._parts(), strict=True):
+                found[f"Move/{name}"] = purifier.move.norm(dim=1)
+                if purifier.gate:
+                    found[f"Gate/{name}"] = purifier.gate.share(x)
+            return found
+
         def _parts(self) -> list[tuple[Tensor, NodePurifier]]:
             """Each table as it is, and what purifies it."""
             return [(t.parametrizations.weight.original, t.parametrizations.weight[0]) for t in self.tables]

@@ -74,6 +74,7 @@ class PurifyAugMF(ExplicitRecommender):
         self.register_buffer("sigma", torch.tensor(float(config["purify_sigma"])))
         self.denoising, self.sigma_is_due, self.batch = True, self.t_star == "kl_ratio", 0
         self.pinned_items: Tensor | None = None
+        self.last_pairs: tuple[Tensor, Tensor] | None = None
 
     def _read(self, config) -> None:
         def choice(key: str, *options: str) -> str:
@@ -119,6 +120,13 @@ class PurifyAugMF(ExplicitRecommender):
         """``x_p = x - S x`` (eq. 2 to 5), x the product of both embeddings. Shape: ``(B,)`` each -> ``(B, dim)``."""
         x = PAIR_OPS[self.pair_op](self.user_embedding(user), self.item_embedding(item))
         return self.gate(x) if self.gate else x
+
+    def tracked(self) -> dict[str, Tensor]:
+        """S of the pairs of the last batch, for TensorBoard."""
+        if not self.gate or self.last_pairs is None:
+            return {}
+        user, item = self.last_pairs
+        return {"Gate/S": self.gate.share(PAIR_OPS[self.pair_op](self.user_embedding(user), self.item_embedding(item)))}
 
     def attack(self, x_p: Tensor, target: Tensor) -> Tensor:
         """``x_a = x_p + eta`` (eq. 6), |eta| = adv_eps times the rms norm of x_p; eta is a constant.
@@ -181,6 +189,7 @@ class PurifyAugMF(ExplicitRecommender):
     def calculate_loss(self, interaction) -> tuple[Tensor, Tensor, Tensor]:
         """L_fused, T^2 KL (eq. 11) and the denoiser's L_D (eq. 10)."""
         user, item, target = interaction[self.USER_ID], interaction[self.ITEM_ID], self.rating_target(interaction)
+        self.last_pairs = user, item
         kl = loss_d = torch.zeros_like(target)
         with torch.autocast(target.device.type, enabled=False):  # half precision loses gradients of gradients
             x_p = x_aug = self.purify(user, item)
