@@ -94,9 +94,10 @@ def attach(model: nn.Module) -> CriterionTap:
 
 
 def weigh_samples(model: nn.Module) -> None:
-    """Let a model of RecBole take ``sample_weight``: a positive sample's loss is multiplied by its own.
+    """Let a model of RecBole take ``sample_weight``: each sample's loss is multiplied by its own.
 
-    The mean stays over the number of samples, so that weight 1 is no weight; sampled negatives weigh 1.
+    A sampled negative weighs what the row does that it was drawn for. The mean stays over the number of samples, so that
+    weight 1 is no weight.
 
     Raises:
         UserError: no criterion that can be tapped, or several.
@@ -106,8 +107,7 @@ def weigh_samples(model: nn.Module) -> None:
 
     def weighing(interaction: Any) -> Any:
         def reduce(samples: SampleLosses) -> Tensor:
-            weight = interaction[SAMPLE_WEIGHT].expand_as(samples.losses)
-            return torch.where(samples.is_positive, weight * samples.losses, samples.losses).mean()
+            return (interaction[SAMPLE_WEIGHT] * samples.losses).mean()
 
         tap.reduce = reduce
         try:

@@ -54,7 +54,8 @@ class ExplicitRecommender(GeneralRecommender):
     def weigh(self, losses: Tensor, interaction) -> Tensor:
         """Losses times the weight of their samples: ``sample_weight`` where the data carry one, imputed_weight.
 
-        The weights are not normed: the mean of the result is over the number of samples, so that weight 1 is none.
+        A sampled pair has the ``sample_weight`` of the rating it was drawn for. The weights are not normed: the mean of
+        the result is over the number of samples, so that weight 1 is none.
 
         Shape: ``(B,)`` or ``(K, B)``, as ``losses``.
         """
