@@ -96,8 +96,8 @@ def attach(model: nn.Module) -> CriterionTap:
 def weigh_samples(model: nn.Module) -> None:
     """Let a model of RecBole take ``sample_weight``: each sample's loss is multiplied by its own.
 
-    A sampled negative weighs what the row does that it was drawn for. The mean stays over the number of samples, so that
-    weight 1 is no weight.
+    A sampled negative weighs what the row does that it was drawn for. The mean stays over the number of samples, so
+    that weight 1 is no weight.
 
     Raises:
         UserError: no criterion that can be tapped, or several.
