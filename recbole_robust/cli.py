@@ -26,8 +26,8 @@ report     render the cells of a folder as Markdown
   -m, --model        MF, DampedMean, Pop, PurifyAugMF, PCMF, RGCF or any RecBole model; PurifyAug goes around another
                      (--base_model=BPR)
   -d, --dataset      ml-100k (ships with RecBole), ml-1m, or a folder in data_path (dataset/)
-  --attack           Random, Average, Bandwagon, Segment, LoveHate, CopyProfile, AUSH, TNA, DADA, PGA,
-                     RevAdv, DPA2DL, or the control Organic; none: a clean run
+  --attack           Random, Average, Bandwagon, Segment, LoveHate, CopyProfile, Diluted, AUSH, TNA, DADA,
+                     PGA, RevAdv, DPA2DL, or the control Organic; none: a clean run
   --defense          AT, VAT, PamaCF, GDA, APT, TCE, RCE, GroupWeights, PCA, FAP, CoRating; the last three, detectors,
                      combine with one another and with one of the others: CoRating,AT
   --poison           a poison card (a folder) to inject instead of running an attack

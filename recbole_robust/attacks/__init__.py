@@ -4,8 +4,8 @@ Heuristic attacks, by where the fillers come from:
 
 - uniform over the catalogue: :class:`Random` (rated around the global mean), :class:`Average` (around each item's mean)
   and :class:`LoveHate` (at the other end of the scale);
-- suggested by the data: :class:`Bandwagon` (popular items), :class:`Segment` (what the users of one taste rate) and
-  :class:`CopyProfile` (what one real user rates).
+- suggested by the data: :class:`Bandwagon` (popular items), :class:`Segment` (what the users of one taste rate),
+  :class:`CopyProfile` (what one real user rates) and :class:`Diluted` (that and popular items, to hide).
 
 Attacks that learn:
 
@@ -22,6 +22,7 @@ from recbole_robust.attacks.average import Average
 from recbole_robust.attacks.bandwagon import Bandwagon
 from recbole_robust.attacks.copy_profile import CopyProfile
 from recbole_robust.attacks.dada import DADA
+from recbole_robust.attacks.diluted import Diluted
 from recbole_robust.attacks.dpa2dl import DPA2DL
 from recbole_robust.attacks.love_hate import LoveHate
 from recbole_robust.attacks.organic import Organic
@@ -40,6 +41,7 @@ __all__ = [
     "Average",
     "Bandwagon",
     "CopyProfile",
+    "Diluted",
     "LoveHate",
     "Organic",
     "Random",

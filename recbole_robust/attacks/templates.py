@@ -18,11 +18,17 @@ def template_users(view: AttackerView, excluded: IntArray, n_fillers: int) -> In
     return long_users if len(long_users) else np.arange(view.n_users)
 
 
-def copy_templates(view: AttackerView, excluded: IntArray, budget: Budget, rng: np.random.Generator) -> IntArray:
-    """Which ratings each fake copies from a random template, as positions. Shape: ``(n_fake_users, n_fillers)``."""
-    templates = template_users(view, excluded, budget.n_fillers)
+def copy_templates(
+    view: AttackerView, excluded: IntArray, budget: Budget, rng: np.random.Generator, *, n_beside: int = 0
+) -> IntArray:
+    """Which ratings each fake copies from a random template, as positions. Shape: ``(n_fake_users, n_fillers)``.
+
+    ``n_beside`` of the budget's fillers are not copied: so many fewer columns.
+    """
+    n_copied = budget.n_fillers - n_beside
+    templates = template_users(view, excluded, n_copied)
     users = rng.choice(templates, budget.n_fake_users, replace=budget.n_fake_users > len(templates))
-    return copy_ratings(view, users, excluded, budget.n_fillers, rng)
+    return copy_ratings(view, users, excluded, n_copied, rng, n_beside=n_beside)
 
 
 def expand_rows(row_ptr: ArrayLike, rows: IntArray) -> tuple[IntArray, IntArray]:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import sparse, stats
 
-from recbole_robust.attacks import Average, Bandwagon, CopyProfile, LoveHate, Random, Segment
+from recbole_robust.attacks import Average, Bandwagon, CopyProfile, Diluted, LoveHate, Random, Segment
+from recbole_robust.scores import coordinated_raters
 from recbole_robust.types import AttackerView, Budget, FakeProfiles, UserError
 
 HEURISTICS = [
@@ -22,6 +23,8 @@ HEURISTICS = [
     LoveHate(),
     CopyProfile(),
     CopyProfile(ratings="copy"),
+    Diluted(),
+    Diluted(popular_share=0.3),
 ]
 TARGETS = np.array([0, 30, 59])  # the most popular item, a common one, one with a single rating
 BUDGET = Budget(n_fake_users=17, n_fillers=12)
@@ -54,6 +57,7 @@ def z_score(values: np.ndarray, mean: float, std: float) -> float:
         (Segment, {"n_segment_items": 2.0}, "n_segment_items: expected an integer of at least 1, got 2.0"),
         (Segment, {"segment_items": ()}, "segment_items: expected a list of items, or nothing, got"),
         (Segment, {"segment_items": 7}, "segment_items: expected a list of items, or nothing, got 7"),
+        (Diluted, {"popular_share": 1.5}, "popular_share: expected a number from 0 to 1, got 1.5"),
         (CopyProfile, {"ratings": "mine"}, "ratings: expected one of item_normal, copy, got 'mine'"),
     ],
 )
@@ -290,3 +294,36 @@ def test_copies_need_enough_rated_items(make_view):
     dense[:, :4] = 2
     with pytest.raises(UserError, match="n_fillers: expected at most the 3 items that a user has rated, got 4"):
         run(CopyProfile(), make_view(dense), Budget(2, 4), targets=np.array([0]))
+
+
+# --- Diluted ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("share", "n_popular"), [(0.0, 0), (0.5, 8), (1.0, 15)])  # halves go up
+def test_diluted_share_of_the_most_popular_items(view, share, n_popular):
+    items, ratings = fillers(run(Diluted(popular_share=share), view, Budget(40, 15)), 15)
+    counts = np.delete(np.bincount(view.ratings.indices, minlength=60), TARGETS)
+    most = np.delete(np.arange(60), TARGETS)[np.argsort(-counts, kind="stable")[:n_popular]]
+    is_popular = np.isin(items, most)
+    np.testing.assert_array_equal(is_popular.sum(axis=1), n_popular)
+    assert (ratings[is_popular] == view.rating_max).all()
+    rated = view.ratings.toarray() > 0
+    for row, own in zip(items, is_popular, strict=True):
+        assert any(rated[u, row[~own]].all() for u in range(view.n_users))
+
+
+@pytest.mark.parametrize("mode", ["all", "split"])
+def test_diluted_fakes_are_less_of_a_group(make_view, mode):
+    """By the evidence of GroupWeights, against CopyProfile with as many fillers."""
+    rng = np.random.default_rng(0)
+    popularity = 0.9 * np.arange(1, 121) ** -0.5
+    stars = rng.integers(1, 6, size=(300, 120)) * (rng.random((300, 120)) < popularity)
+    data, targets = make_view(stars), np.array([117, 118, 119])
+    budget = Budget(20, 24, target_mode=mode)
+    evidence = []
+    for attack in (CopyProfile(), Diluted()):
+        fakes = run(attack, data, budget, targets).to_csr(120)
+        everyone = sparse.csr_matrix(sparse.vstack([data.ratings, fakes]))
+        count = coordinated_raters(everyone, top_rating=5.0)
+        evidence.append(count[data.ratings.nnz :][np.isin(fakes.indices, targets)].mean())
+    assert evidence[1] < 0.7 * evidence[0]
