@@ -34,6 +34,13 @@ def require_choice(key: str, value: object, choices: Any) -> None:
     require(value in get_args(choices), key, f"one of {', '.join(get_args(choices))}", value)
 
 
+def chosen(config: Any, key: str, *options: str) -> str:
+    """The value of a key that has a few choices; raise a :class:`UserError` where it is none of them."""
+    value = "off" if config[key] is False else config[key]  # YAML reads a bare off as false
+    require(value in options, key, f"one of {', '.join(options)}", value)
+    return value
+
+
 def share_of(fraction: float, whole: int) -> int:
     """``fraction * whole``, rounded down, where 0.29 of 100 is 29 (in floats it is 28.999999999999996)."""
     return int(fraction * whole + 1e-9)

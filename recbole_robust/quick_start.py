@@ -124,9 +124,10 @@ def _train(config: Config, card: PoisonCard | None, label: str | None) -> Traine
     trainer, train_data, detection = _under_defenses(config, train_data)
     trainer.know_items(train)
     trainer.label = label or f"{config['model']} {'clean' if card is None else 'attacked'}"
-    ranks_in_test = attach_targets(trainer, splits, torch.tensor(list(targets.values())))
+    target_items = torch.tensor(list(targets.values()))
+    ranks_in_test = attach_targets(trainer, splits, target_items)
     if config["track_every"]:
-        trainer.after_epoch.append(tracking(config, splits, torch.tensor(list(targets.values()))))
+        trainer.after_epoch.append(tracking(config, splits, target_items))
     trained = Trained(trainer, test_data, splits, genuine, targets, ranks_in_test, detection=detection)
     started = time.perf_counter()
     _fit_or_reuse(config, trained, train_data, valid_data, cacheable=card is None and bool(config["cache_clean"]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import itertools
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -248,7 +247,9 @@ def build_defenses(defense: object, arguments: Mapping[str, Any] | None = None) 
     others = {name: one for name, one in built.items() if one.kind not in ("detector", "weights")}
     if len(others) > 1:
         raise UserError(f"defense: expected at most one that changes the loss or the training, got {', '.join(others)}")
-    for (name, _), (weigher, _) in itertools.product(others.items(), weights.items()):
-        if not getattr(others[name], "takes_weights", False):
-            raise UserError(f"defense: expected an adversarial loss or a detector beside {weigher}, got {name}")
+    for name, one in others.items():
+        if weights and not getattr(one, "takes_weights", False):
+            raise UserError(
+                f"defense: expected an adversarial loss or a detector beside {', '.join(weights)}, got {name}"
+            )
     return Defenses(detectors, next(iter(weights.values()), None), **{one.kind: one for one in others.values()})

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from recbole_robust.arguments import chosen
 from recbole_robust.model.denoiser import Denoiser, RunningMoments, denoising_loss
 from recbole_robust.model.mutual_learning import softened_kl
-from recbole_robust.model.score_opt import fresh_noise, score_opt
+from recbole_robust.model.score_opt import fresh_noise, options_of, score_opt
 from recbole_robust.model.se_gate import SEGate
 from recbole_robust.types import UserError
 
@@ -46,14 +47,7 @@ class NodePurifier(nn.Module):
         self.denoiser = Denoiser(dim, config["denoiser_hidden"])
         self.sigmas = config["sigma_min"], config["sigma_max"]
         self.noise, self.sigma = config["adv_eps"], float(config["purify_sigma"])
-        self.score_opt = {
-            "steps": config["purify_steps"],
-            "lr": config["purify_lr"],
-            "objective": config["purify_obj"],
-            "weight": config["purify_lambda"],
-            "optimiser": config["purify_opt"],
-            "gradient": config["purify_grad"],
-        }
+        self.score_opt = {**options_of(config), "gradient": chosen(config, "purify_grad", "exact", "skip")}
         self.register_buffer("move", torch.zeros(n_rows, dim))
 
     def purify(self, x: Tensor) -> Tensor:

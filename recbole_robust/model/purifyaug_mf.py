@@ -8,12 +8,14 @@ Reference:
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from recbole.model.init import xavier_normal_initialization
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recbole_robust.arguments import chosen
 from recbole_robust.model import score_opt as algorithm1
 from recbole_robust.model.denoiser import Denoiser, RunningMoments, denoising_loss
 from recbole_robust.model.explicit import ExplicitRecommender, rows_l2
@@ -77,22 +79,11 @@ class PurifyAugMF(ExplicitRecommender):
         self.last_pairs: tuple[Tensor, Tensor] | None = None
 
     def _read(self, config) -> None:
-        def choice(key: str, *options: str) -> str:
-            value = "off" if config[key] is False else config[key]  # YAML reads a bare off as false
-            if value not in options:
-                raise UserError(f"{key}: expected one of {', '.join(options)}, got {value!r}")
-            return value
-
+        choice = partial(chosen, config)
         choice("loss_type", "MSE")
         self.pair_op, self.head_type = choice("pair_op", *PAIR_OPS), choice("head", "linear", "sum")
         self.se_excite, self.adv = choice("se_excite", "head", "dim"), choice("adv", "fgm", "fgsm", "gauss", "none")
-        self.score_opt = {
-            "steps": config["purify_steps"],
-            "lr": config["purify_lr"],
-            "objective": choice("purify_obj", *algorithm1.OBJECTIVES),
-            "weight": config["purify_lambda"],
-            "optimiser": choice("purify_opt", *algorithm1.OPTIMISERS),
-        }
+        self.score_opt = algorithm1.options_of(config)
         self.gradients = choice("eval_purify_grad", "exact", "skip"), choice("purify_grad", "exact", "skip")
         self.backprop = choice("purify_backprop", "straight_through", "detach", "unroll")
         self.t_star, self.eval_noise = choice("t_star", "fixed", "kl_ratio"), choice("eval_noise", "zero", "shared")

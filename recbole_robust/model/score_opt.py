@@ -10,15 +10,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from recbole_robust.arguments import chosen
 
 Noise = Sequence[tuple[Tensor, Tensor]]
 
 OBJECTIVES = ("sr", "diff", "mse")
 OPTIMISERS = ("sgd", "adam")
+
+
+def options_of(config: Any) -> dict[str, Any]:
+    """The arguments of :func:`score_opt` that the ``purify_`` keys of a model's configuration name."""
+    return {
+        "steps": config["purify_steps"],
+        "lr": config["purify_lr"],
+        "objective": chosen(config, "purify_obj", *OBJECTIVES),
+        "weight": config["purify_lambda"],
+        "optimiser": chosen(config, "purify_opt", *OPTIMISERS),
+    }
 
 
 class FixedDenoiser(Protocol):

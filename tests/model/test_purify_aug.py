@@ -143,6 +143,12 @@ def test_a_wrong_name_is_one_clear_error(toy_config, keys, message):
         toy_config("PurifyAug", **keys)
 
 
+@pytest.mark.parametrize("key", ["purify_obj", "purify_opt", "purify_grad"])
+def test_a_wrong_choice_is_one_clear_error(models, key):
+    with pytest.raises(UserError, match=f"{key}: expected one of .*, got 'other'"):
+        models("BPR", **{key: "other"})
+
+
 @pytest.mark.parametrize("base", ["Pop", "ItemKNN"])
 def test_a_model_without_tables_is_refused(toy_config, base):
     config = toy_config("PurifyAug", base_model=base)
