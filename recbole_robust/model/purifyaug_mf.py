@@ -162,7 +162,7 @@ class PurifyAugMF(ExplicitRecommender):
 
     def fuse(self, x_p: Tensor, x_aug: Tensor) -> Tensor:
         """x_f, from both views of a pair."""
-        mean = (x_p + x_aug) / 2
+        mean = x_p if x_aug is x_p else (x_p + x_aug) / 2
         if self.fuse_type == "mean":
             return mean
         x_f = self.fuse_mlp(torch.cat((x_p, x_aug), dim=-1))

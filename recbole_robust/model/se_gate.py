@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class SEGate(nn.Module):
@@ -30,6 +31,8 @@ class SEGate(nn.Module):
         - Output: x_p ``(..., dim)``
     """
 
+    spread: Tensor  # (heads, dim): 1 where a number belongs to a head
+
     def __init__(self, dim: int, heads: int, reduction: int = 2, excite: str = "head", bias_init: float = -3.0):
         super().__init__()
         self.heads = heads
@@ -37,6 +40,8 @@ class SEGate(nn.Module):
         hidden = max(heads // reduction, 2)
         self.w1 = nn.Linear(heads, hidden, bias=False)
         self.w2 = nn.Linear(hidden, heads if excite == "head" else dim)
+        self.excite_dim = excite == "dim"
+        self.register_buffer("spread", torch.eye(heads).repeat_interleave(self.width, dim=1), persistent=False)
         nn.init.constant_(self.w2.bias, bias_init)
 
     def squeeze(self, x: Tensor) -> Tensor:
@@ -52,8 +57,10 @@ class SEGate(nn.Module):
         return self.excite(self.squeeze(x)).unflatten(-1, (self.heads, -1))
 
     def forward(self, x: Tensor) -> Tensor:
-        heads = x.unflatten(-1, (self.heads, self.width))
-        return (heads - self.share(x) * heads).flatten(-2)
+        """``(1 - S) x``. The means go into W1, so both are one matrix; sums of a few numbers each would take longer."""
+        w1 = self.w1.weight.repeat_interleave(self.width, dim=1) / self.width
+        keep = 1 - torch.sigmoid(self.w2(torch.relu(F.linear(x, w1))))
+        return x * (keep if self.excite_dim else keep @ self.spread)
 
     def rank(self, u: Tensor, v: Tensor, weight: Tensor) -> Tensor:
         """``sum(weight * (1 - S) * u * v)`` of every pair for ``excite: head``, without making any ``x = u * v``.
