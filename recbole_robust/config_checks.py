@@ -195,6 +195,7 @@ CHECKS: dict[str, Check] = {
     "learning_rate": number(0, open_low=True),
     "net_learning_rate": number(0, open_low=True),
     "weight_decay": number(0),
+    "net_weight_decay": number(0),
     "initial_accumulator_value": number(0),
     "clip_grad_norm": MAPPING,
     "embedding_size": whole(1),

@@ -108,7 +108,8 @@ class RobustTrainerMixin(_Base):
         networks = [parameter for parameter in self.model.parameters() if id(parameter) not in known]
         if not networks:
             return self._one_optimizer(params=tables)
-        return OptimizerPair(self._one_optimizer(params=tables), optim.Adam(networks, lr=rate))
+        decay = self.config["net_weight_decay"] or 0.0
+        return OptimizerPair(self._one_optimizer(params=tables), optim.Adam(networks, lr=rate, weight_decay=decay))
 
     def _one_optimizer(self, **kwargs):
         start = self.config["initial_accumulator_value"]

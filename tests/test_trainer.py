@@ -204,7 +204,8 @@ def test_weights_alone_are_not_enough_to_go_on(toy_config, tmp_path):
 
 
 def test_the_recipe_for_tables_leaves_networks_to_adam(toy_config):
-    run = make_run(toy_config("PurifyAugMF", preset="literal", epochs=1, learning_rate=3.0, net_learning_rate=2e-3))
+    keys = {"learning_rate": 3.0, "net_learning_rate": 2e-3, "net_weight_decay": 0.5}
+    run = make_run(toy_config("PurifyAugMF", preset="literal", epochs=1, **keys))
     optimizer, model = run.trainer.optimizer, run.trainer.model
     assert isinstance(optimizer, OptimizerPair)
     tables, networks = optimizer.parts["tables"], optimizer.parts["networks"]
@@ -215,6 +216,7 @@ def test_the_recipe_for_tables_leaves_networks_to_adam(toy_config):
     n_all = sum(1 for _ in model.parameters())
     assert sum(len(group["params"]) for group in optimizer.param_groups) == n_all, "each parameter once"
     assert (tables.param_groups[0]["lr"], networks.param_groups[0]["lr"]) == (3.0, 2e-3)
+    assert (tables.param_groups[0]["weight_decay"], networks.param_groups[0]["weight_decay"]) == (0.0, 0.5)
     before = weights(run)
     run.fit(saved=False)
     moved = {name for name, value in weights(run).items() if not torch.equal(value, before[name])}
