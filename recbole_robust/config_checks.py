@@ -337,6 +337,9 @@ def check_values(config: Mapping[str, Any]) -> None:
             if not parts[part][1](entry):
                 raise UserError(f"{key}.{part}: expected {parts[part][0]}, got {entry!r}")
     _check_metrics(config)
+    low, high = config.get("group_low"), config.get("group_high")
+    if low is not None and high is not None and low >= high:
+        raise UserError(f"group_low: expected a number below group_high, {high}, got {low}")
     for key in ("output_dir", "checkpoint_dir"):
         if config.get(key):
             _check_folder(key, config[key])

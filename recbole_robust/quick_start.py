@@ -166,10 +166,6 @@ def group_weights_of(config: Config) -> Weigher | None:
     """The purification of PurifyAugMF's training rows."""
     if not config["group_weights"]:
         return None
-    if config["group_low"] >= config["group_high"]:
-        raise UserError(
-            f"group_low: expected a number below group_high, {config['group_high']}, got {config['group_low']}"
-        )
     return GroupWeights(config["group_low"], config["group_high"], config["group_own_share"])
 
 

@@ -126,3 +126,11 @@ def use_fast_loader(config, train_data):
     if type(train_data) is not TrainDataLoader or not fast_loader_applies(config, train_data._dataset):
         return train_data
     return TensorTrainDataLoader(config, train_data._dataset, train_data._sampler, shuffle=config["shuffle"])
+
+
+def with_rows(loader, train, sampler):
+    """A training loader of the same kind and seed as ``loader`` on other rows."""
+    other = type(loader)(loader.config, train, sampler, shuffle=loader.shuffle)
+    if other.generator is None:  # where save_dataloaders took it away
+        other.generator = loader.generator
+    return other

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from recbole.sampler import Sampler
 
+from recbole_robust.data.loaders import with_rows
 from recbole_robust.types import UserError
 
 
@@ -38,11 +39,3 @@ def screened(loader, flagged: NDArray[np.bool_]):
         ]
         sampler = Sampler(sampler.phases, datasets, "popularity", sampler.alpha).set_phase("train")
     return with_rows(loader, rows, sampler)
-
-
-def with_rows(loader, train, sampler):
-    """A training loader of the same kind and seed as ``loader`` on other rows."""
-    other = type(loader)(loader.config, train, sampler, shuffle=loader.shuffle)
-    if other.generator is None:  # where save_dataloaders took it away
-        other.generator = loader.generator
-    return other

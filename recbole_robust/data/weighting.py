@@ -8,7 +8,7 @@ import torch
 from recbole.data.interaction import Interaction
 from scipy.sparse import csr_matrix
 
-from recbole_robust.data.screening import with_rows
+from recbole_robust.data.loaders import with_rows
 from recbole_robust.types import SAMPLE_WEIGHT, FloatArray
 
 

@@ -100,14 +100,17 @@ def purify_aug(base: Any) -> type:
             self.kl_T, self.kl_weight = config["kl_T"], config["kl_weight"]
             self.purify_warmup, self.purify_rows = config["purify_warmup"], config["purify_rows"]
             self.augments = config["purify_steps"] > 0
-            tables = [layer for layer in self.modules() if isinstance(layer, nn.Embedding)]
-            sizes = {table.num_embeddings for table in tables}
-            if not {self.n_users, self.n_items} <= sizes:
+            wanted = {self.n_users, self.n_items}
+            self.tables: dict[str, Any] = {
+                name: layer
+                for name, layer in self.named_modules()
+                if isinstance(layer, nn.Embedding) and layer.num_embeddings in wanted
+            }
+            if {table.num_embeddings for table in self.tables.values()} != wanted:
                 raise UserError(
                     f"base_model: expected a model with a table of users and one of items, got {base.__name__}"
                 )
-            self.tables: list[Any] = [table for table in tables if table.num_embeddings in (self.n_users, self.n_items)]
-            for table in self.tables:
+            for table in self.tables.values():
                 purifier = NodePurifier(table.num_embeddings, table.embedding_dim, config)
                 parametrize.register_parametrization(table, "weight", purifier)
 
@@ -121,9 +124,8 @@ def purify_aug(base: Any) -> type:
 
         def tracked(self) -> dict[str, Tensor]:
             """S of all rows and how far Algorithm 1 moves them, table by table, for TensorBoard."""
-            names = [name for name, layer in self.named_modules() if any(layer is table for table in self.tables)]
             found = {}
-            for name, (x, purifier) in zip(names, self._parts(), strict=True):
+            for name, (x, purifier) in zip(self.tables, self._parts(), strict=True):
                 found[f"Move/{name}"] = purifier.move.norm(dim=1)
                 if purifier.gate:
                     found[f"Gate/{name}"] = purifier.gate.share(x)
@@ -131,7 +133,7 @@ def purify_aug(base: Any) -> type:
 
         def _parts(self) -> list[tuple[Tensor, NodePurifier]]:
             """Each table as it is, and what purifies it."""
-            return [(t.parametrizations.weight.original, t.parametrizations.weight[0]) for t in self.tables]
+            return [(t.parametrizations.weight.original, t.parametrizations.weight[0]) for t in self.tables.values()]
 
         def calculate_loss(self, interaction: Any) -> tuple[Tensor, ...]:
             """The base model's losses on the purified tables, T^2 KL (eq. 11) and the denoiser's L_D (eq. 10)."""
