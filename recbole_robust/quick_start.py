@@ -359,13 +359,16 @@ def baseline_config(config: Config, files, config_dict, command_line) -> Config 
         return None
     if name == "auto":
         same = config["model"] if config["defense"] else None
-        name = BASELINES.get(config["model"]) or config["base_model"] or same
+        base = getattr(config.model_class, "base_class", None) if config["base_model"] else None
+        name = BASELINES.get(config["model"]) or (same if base is None else base.__name__)
         if name is None:
             return None
-    registry.get_model(name)
+    models = registry.yaml_names(registry.get_model(name))
     _, by_model = known_keys()
-    foreign = {key for key, models in by_model.items() if name not in models}
+    foreign = {key for key, owners in by_model.items() if owners.isdisjoint(models)}
     given = {k: v for k, v in config.external_config_dict.items() if k not in foreign}
+    if config["train_stage"] and "train_stage" not in foreign:  # S3Rec: the stages that the method goes through
+        given.setdefault("train_stage", config["train_stage"])
     not_its = ("model", "base_model", "dataset", "preset", "defense", "defense_args")
     given = {k: v for k, v in given.items() if k not in not_its}
     given.update(protocol=config["protocol"], baseline="none")
