@@ -234,6 +234,11 @@ def render(result: dict[str, Any]) -> str:
         lost = f"{found['n_genuine_lost']} genuine users lost"
         caught = "" if found["recall"] is None else f"{found['recall']:.0%} of the fakes, AUC {found['auc']:.3f}, "
         lines.append(f"flagged in the {condition} data: {found['n_flagged']} users, {caught}{lost}")
+    for condition, found in (result["recognition"] or {}).items():
+        n_noisy, means = found["n_noisy"], (found["mean_weight_noisy"], found["mean_weight_clean"])
+        weights = " and ".join("-" if mean is None else f"{mean:.3f}" for mean in means)
+        lines.append(f"noise in {n_noisy} of {found['n_sequences']} training sequences of the {condition} data: "
+                     f"recognition AUC {found['auc']:.3f}, mean weight noisy and clean {weights}")  # fmt: skip
     return "\n".join(lines)
 
 

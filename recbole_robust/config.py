@@ -325,6 +325,8 @@ class Config(RecBoleConfig):
                 raise UserError(
                     f"defense: expected a model without a knowledge graph under {names[0]}, got {self.model}"
                 )
+        if final.get("export_weights") and (final.get("atjt_weights") != "learned" or not final["noisy_seq_ratio"]):
+            raise UserError(f"export_weights: expected ATJT with learned weights, got {self.model}")
         if final["poison"] is not None and (told := self.attack_keys_given(final)):
             raise UserError(f"poison: expected no keys of an attack beside a card to replay, got {', '.join(told)}")
         for kind in ("attack", "defense"):

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from recbole.trainer import S3RecTrainer
 from recbole.utils import ModelType, init_seed
 from scipy.stats import rankdata
 
@@ -32,7 +33,7 @@ from recbole_robust.data.load import data_digest, prepare
 from recbole_robust.data.poison import targets_of
 from recbole_robust.data.screening import screened
 from recbole_robust.data.views import defender_view, genuine_item_counts
-from recbole_robust.data.weighting import weighted
+from recbole_robust.data.weighting import oracle_weighted, weighted
 from recbole_robust.defenses import GroupWeights, defended, detection_report
 from recbole_robust.evaluation import (
     TargetPass,
@@ -47,6 +48,7 @@ from recbole_robust.initialisation import build_model
 from recbole_robust.model.propagation import hasten
 from recbole_robust.poisoning import make_card, run_attack, stored_card
 from recbole_robust.randomness import stage_rng
+from recbole_robust.sequence_report import export_weights, recognition_of
 from recbole_robust.tracking import tracking
 from recbole_robust.trainer import get_trainer
 from recbole_robust.types import Detection, FakeProfiles, Outcome, TrainingDefense, UserError, Weigher
@@ -69,6 +71,10 @@ def train_and_evaluate(config: Config, card: PoisonCard | None = None, label: st
     trained = _train(config, card, label)
     started = time.perf_counter()
     metrics, per_target, n_genuine = _measure(config, trained)
+    recognition = recognition_of(trained.trainer.model, trained.splits[0])
+    metrics.update({f"recognition_{name}": recognition[name] for name in ("auc", "ap") if recognition})
+    if config["export_weights"] and (card is not None or not config["attack"]):
+        export_weights(trained.trainer.model, trained.splits[0], config["export_weights"])
     return Outcome(
         metrics=metrics,
         per_target=per_target,
@@ -83,6 +89,7 @@ def train_and_evaluate(config: Config, card: PoisonCard | None = None, label: st
             "split_hash": results.split_hash([trained.genuine, *trained.splits[1:]]),
             "reused": trained.reused,
             "detection": trained.detection,
+            "recognition": recognition,
         },
     )
 
@@ -115,6 +122,10 @@ class Trained:
 
 
 def _train(config: Config, card: PoisonCard | None, label: str | None) -> Trained:
+    started = time.perf_counter()
+    cacheable = card is None and bool(config["cache_clean"])
+    if config["train_stage"] == "both" and issubclass(get_trainer(config), S3RecTrainer):
+        config, cacheable = _pretrained(config, card), False
     train_data, valid_data, test_data = prepare(config, card)
     splits = [train_data._dataset, valid_data._dataset, test_data._dataset]
     train = splits[0]
@@ -129,25 +140,40 @@ def _train(config: Config, card: PoisonCard | None, label: str | None) -> Traine
     if config["track_every"]:
         trainer.after_epoch.append(tracking(config, splits, target_items))
     trained = Trained(trainer, test_data, splits, genuine, targets, ranks_in_test, detection=detection)
-    started = time.perf_counter()
-    _fit_or_reuse(config, trained, train_data, valid_data, cacheable=card is None and bool(config["cache_clean"]))
+    _fit_or_reuse(config, trained, train_data, valid_data, cacheable)
     trained.seconds = time.perf_counter() - started
     return trained
 
 
+def _pretrained(config: Config, card: PoisonCard | None) -> Config:
+    """The first stage of S3Rec, on the same data; returns the configuration of the second, which starts from it."""
+    first = config.derive(train_stage="pretrain")
+    trainer, train_data, _ = _under_defenses(first, prepare(first, card)[0])
+    trainer.label = f"{config['model']} pre-training"
+    trainer.fit(train_data, saved=False, show_progress=config["show_progress"])
+    trainer.save_pretrained_model(config["pretrain_epochs"] - 1, trainer.saved_model_file)
+    return config.derive(train_stage="finetune", pre_model_path=trainer.saved_model_file)
+
+
 def _under_defenses(config: Config, train_data) -> tuple[Any, Any, dict[str, Any] | None]:
-    """The model under its defenses in a trainer, the loader that is left to train on, and what the detectors found."""
+    """The model under its defenses in a trainer, the loader that is left to train on, and what the detectors found.
+
+    In a first stage (S3Rec's pre-training), which has no recommendation's loss, nothing changes or weighs the loss.
+    """
     defenses = registry.build_defenses(config["defense"], config["defense_args"])
-    detection = None
+    detection, first_stage = None, config["train_stage"] == "pretrain"
+    if config["atjt_weights"] == "oracle" and not first_stage:
+        train_data = oracle_weighted(train_data)
     if defenses.detectors:
         flagged, detection = _detect(config, defenses.detectors, train_data._dataset)
         train_data = screened(train_data, flagged)
-    weigher = defenses.weights or group_weights_of(config)
+    weigher = None if first_stage else defenses.weights or group_weights_of(config)
     if weigher:
         view = defender_view(train_data._dataset)
         rng = stage_rng(config["seed"], f"defense {type(weigher).__name__}")
         train_data = weighted(train_data, view.ratings, weigher(view, rng=rng))
-    model_class = defended(config.model_class, defenses.loss) if defenses.loss else config.model_class
+    loss = None if first_stage else defenses.loss
+    model_class = defended(config.model_class, loss) if loss else config.model_class
     train = room = train_data._dataset
     if defenses.training:
         room = with_room(train, defenses.training.n_erm_users, config["seed"])
@@ -242,7 +268,7 @@ def _fit_or_reuse(config: Config, trained: Trained, train_data, valid_data, cach
 
 def _clean_path(config: Config) -> str:
     """Where the weights of a clean training are kept: its key has nothing of the attack, nor of what is measured."""
-    measured = ["rating_metrics", "always_metrics", "baseline"]
+    measured = ["rating_metrics", "always_metrics", "baseline", "export_weights"]
     ranks_targets = any(str(m).lower().startswith("target") for m in [config["valid_metric"], *config["metrics"]])
     # Noise leaves the targets alone, and new fans are the targets': other targets, other clean data.
     if not ranks_targets and not config["noise_ratio"] and not config["new_fans"]:

@@ -51,7 +51,7 @@ def atjt(base: Any) -> type:
         def __init__(self, config: Any, dataset: Any) -> None:
             super().__init__(config, dataset)
             self.joint, self.auxiliary = Joint.of(config), None
-            if config["train_stage"] == "pretrain":  # a first stage of its own, without a recommendation (S3Rec)
+            if self.joint.is_first_stage:
                 return
             if not self.joint.resamples:
                 self.__dict__["tap"] = _tapped(self, base)  # a child already, in the criterion's place
@@ -109,7 +109,7 @@ def atjt(base: Any) -> type:
 
         def calculate_loss(self, interaction: Any) -> Any:
             """``(L_R, lambda L_D)``; where there is nothing to weigh by, the base model's own loss."""
-            if self.auxiliary is None and SAMPLE_WEIGHT not in interaction:
+            if self.joint.is_first_stage or (self.auxiliary is None and SAMPLE_WEIGHT not in interaction):
                 return super().calculate_loss(interaction)
             joint, auxiliary = self.joint, self.auxiliary
             batch = joint.positives(interaction)

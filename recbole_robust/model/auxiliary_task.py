@@ -50,6 +50,7 @@ class Joint:
         times: how many blocks of the same sequences a batch has; its negatives are in the later ones.
         label: the column that is 1 in the first block and 0 in the others, or None where negatives have no rows.
         phase_epochs: epochs that the base model learns from one fold; None: from all folds in every epoch.
+        is_first_stage: whether this is a pre-training of the base model's own, without a recommendation (S3Rec).
         epoch, batch: which epoch it is, and the next batch's number in it.
         epoch_weights: of the batches of this epoch so far.
     """
@@ -65,6 +66,7 @@ class Joint:
     resamples: bool
     n_folds: int
     phase_epochs: int | None
+    is_first_stage: bool
     epoch: int = 0
     batch: int = 0
     epoch_weights: list[Tensor] = field(default_factory=list)
@@ -86,6 +88,7 @@ class Joint:
             normalize=config["weight_normalize"] != "none",
             resamples=config["atjt_per_sample"] == "resample",
             n_folds=config["n_folds"],
+            is_first_stage=config["train_stage"] == "pretrain",
             phase_epochs=phased if config["atjt_schedule"] == "phased" else None,
         )
 

@@ -34,7 +34,7 @@ BATCHES = {"train_batch_size": 600, "eval_batch_size": 100000, "save_checkpoint"
 
 @pytest.fixture
 def config_of(toy_config):
-    """``config_of(base, key=value, ...)``: ATJT around a base; ``plain=True``: the base itself, as its baseline has it."""
+    """``config_of(base, key=value, ...)``: ATJT around a base; ``plain=True``: the base itself, as in its baseline."""
 
     def make(base: str, plain: bool = False, **keys):
         keys = {**SMALL, **BATCHES, **BASES.get(base, {}), **keys}
@@ -86,7 +86,7 @@ def test_it_starts_from_the_base_models_values_under_its_names(model_of, base):
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize(
-    "off", [{"atjt_weights": "uniform"}, {"noisy_seq_ratio": 0.0}, {"atjt_warmup": 2}], ids=lambda keys: next(iter(keys))
+    "off", [{"atjt_weights": "uniform"}, {"noisy_seq_ratio": 0.0}, {"atjt_warmup": 2}], ids=lambda keys: str(*keys)
 )
 def test_without_weights_it_is_the_base_model_bit_for_bit(config_of, base, off):
     """P1. With a warm-up as long as the training the recogniser learns all the while, by random numbers of its own."""
