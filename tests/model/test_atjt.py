@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
+import recbole
 import torch
 from recbole.data.interaction import Interaction
+from recbole.model.sequential_recommender import SASRec
 from torch.testing import assert_close
 from toy_splits import SMALL, make_run, split
 
@@ -16,9 +19,11 @@ from recbole_robust.data.load import prepare
 from recbole_robust.initialisation import build_model
 from recbole_robust.model.sequence_weights import weighted_mean
 from recbole_robust.quick_start import run_recbole_robust
+from recbole_robust.registry import recbole_models
 from recbole_robust.trainer import load_checkpoint
 from recbole_robust.types import SAMPLE_WEIGHT
 
+SEQUENTIAL = Path(recbole.__file__).parent / "model" / "sequential_recommender"
 FEATURES = {"load_col": {"inter": ["user_id", "item_id", "timestamp"], "user": ["user_id", "age", "gender"],
                          "item": ["item_id", "year", "class"]}}  # fmt: skip
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "dropout_prob": 0.0}
@@ -298,6 +303,54 @@ def test_a_model_that_cannot_be_tapped_is_refused_with_the_way_around(config_of,
     run = make_run(config_of(base, atjt_per_sample="resample", epochs=1))
     run.fit(saved=False)
     assert run.trainer.model.instance_weights().std() > 0
+
+
+@pytest.mark.parametrize("n_calls", [0, 2])
+def test_a_criterion_that_does_not_see_each_sample_once_is_refused(config_of, monkeypatch, n_calls):
+    """P16: what no look at the model's parts can tell shows in its first batch."""
+    loss = SASRec.calculate_loss
+    monkeypatch.setattr(SASRec, "calculate_loss", lambda self, rows: sum(loss(self, rows) for _ in range(n_calls)))
+    run = make_run(config_of("SASRec", epochs=1))
+    with pytest.raises(UserError, match=rf"got SASRec \({n_calls} calls for .* samples, .*--atjt_per_sample=resample"):
+        run.fit(saved=False)
+
+
+@pytest.mark.parametrize("base", ["BPR", "CE"])
+def test_a_criterion_on_some_samples_is_refused(config_of, monkeypatch, base):
+    loss, keys = SASRec.calculate_loss, {"loss_type": base}
+    if base == "BPR":
+        keys["train_neg_sample_args"] = {"distribution": "uniform", "sample_num": 1}
+    monkeypatch.setattr(SASRec, "calculate_loss", lambda self, rows: loss(self, rows[:-1]))
+    with pytest.raises(UserError, match=r"got SASRec .*1 calls for 600 samples, losses: .599"):
+        make_run(config_of("SASRec", epochs=1, **keys)).fit(saved=False)
+
+
+# Their loss is not one criterion over the samples: of masked items, of two decoders, over some of the items.
+UNTAPPABLE = {"BERT4Rec", "RepeatNet", "SASRecCPR"}
+NEED_MORE = {
+    "GRU4RecKG",
+    "KSR",
+    "GRU4RecCPR",
+    "S3Rec",
+}  # a knowledge graph, more items, another stage (tested elsewhere)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", sorted({path.stem for path in SEQUENTIAL.glob("*.py")} - {"__init__"}))
+def test_every_sequential_model_is_weighed_or_refused(config_of, base):
+    """P16 and P6, one epoch on the toy data."""
+    (base,) = [name for name in recbole_models() if name.lower() == base]
+    if base in NEED_MORE:
+        pytest.skip("needs more than the toy data")
+    run = partial(make_run, config_of(base, epochs=1, **{**FEATURES, "n_layers": 2}))
+    if base in UNTAPPABLE:
+        with pytest.raises(UserError, match="--atjt_per_sample=resample"):
+            run()
+    else:
+        run = run()
+        run.fit(saved=False)
+        assert run.trainer.model.instance_weights().std() > 0
+        assert not any("criterion" in key for key in run.trainer.model.state_dict())
 
 
 def test_resampling_draws_in_proportion_and_whole_sequences(model_of):
