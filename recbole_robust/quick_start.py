@@ -24,7 +24,8 @@ from scipy.stats import rankdata
 
 import recbole_robust
 from recbole_robust import registry, results
-from recbole_robust.config import POISON_KEYS, TARGET_KEYS, Config, known_keys
+from recbole_robust.baselines import baseline_config
+from recbole_robust.config import POISON_KEYS, TARGET_KEYS, Config
 from recbole_robust.criterion_tap import weigh_samples
 from recbole_robust.data.card import PoisonCard, bytes_digest
 from recbole_robust.data.extra_users import with_room, with_users
@@ -54,8 +55,6 @@ from recbole_robust.trainer import get_trainer
 from recbole_robust.types import Detection, FakeProfiles, Outcome, TrainingDefense, UserError, Weigher
 
 logger = logging.getLogger(__name__)
-
-BASELINES = {"PurifyAugMF": "MF", "PCMF": "MF", "RGCF": "LightGCN"}
 
 
 def train_and_evaluate(config: Config, card: PoisonCard | None = None, label: str | None = None) -> Outcome:
@@ -122,10 +121,12 @@ class Trained:
 
 
 def _train(config: Config, card: PoisonCard | None, label: str | None) -> Trained:
-    started = time.perf_counter()
-    cacheable = card is None and bool(config["cache_clean"])
-    if config["train_stage"] == "both" and issubclass(get_trainer(config), S3RecTrainer):
-        config, cacheable = _pretrained(config, card), False
+    first_stage = 0.0
+    has_stages = config["train_stage"] == "both" and issubclass(get_trainer(config), S3RecTrainer)
+    if has_stages:
+        started = time.perf_counter()
+        config = _pretrained(config, card)
+        first_stage = time.perf_counter() - started
     train_data, valid_data, test_data = prepare(config, card)
     splits = [train_data._dataset, valid_data._dataset, test_data._dataset]
     train = splits[0]
@@ -140,8 +141,12 @@ def _train(config: Config, card: PoisonCard | None, label: str | None) -> Traine
     if config["track_every"]:
         trainer.after_epoch.append(tracking(config, splits, target_items))
     trained = Trained(trainer, test_data, splits, genuine, targets, ranks_in_test, detection=detection)
+    started = time.perf_counter()
+    cacheable = card is None and bool(config["cache_clean"]) and not has_stages
     _fit_or_reuse(config, trained, train_data, valid_data, cacheable)
-    trained.seconds = time.perf_counter() - started
+    trained.seconds = first_stage + time.perf_counter() - started
+    if has_stages and not config["save_checkpoint"]:
+        os.unlink(config["pre_model_path"])
     return trained
 
 
@@ -373,33 +378,6 @@ def _clean_and_attacked(config: Config, card: PoisonCard | None) -> dict[str, Ou
     if card is not None:
         attacked = train_and_evaluate(config, card, f"{name} attacked")
     return {"clean": clean, "attacked": attacked}
-
-
-def baseline_config(config: Config, files, config_dict, command_line) -> Config | None:
-    """The configuration of the undefended model beside the method, or None.
-
-    It has the user's keys, less those that only the method's model has, under the same protocol.
-    """
-    name = config["baseline"]
-    if name in (None, "none", "None"):
-        return None
-    if name == "auto":
-        same = config["model"] if config["defense"] else None
-        base = getattr(config.model_class, "base_class", None) if config["base_model"] else None
-        name = BASELINES.get(config["model"]) or (same if base is None else base.__name__)
-        if name is None:
-            return None
-    models = registry.yaml_names(registry.get_model(name))
-    _, by_model = known_keys()
-    foreign = {key for key, owners in by_model.items() if owners.isdisjoint(models)}
-    given = {k: v for k, v in config.external_config_dict.items() if k not in foreign}
-    if config["train_stage"] and "train_stage" not in foreign:  # S3Rec: the stages that the method goes through
-        given.setdefault("train_stage", config["train_stage"])
-    not_its = ("model", "base_model", "dataset", "preset", "defense", "defense_args")
-    given = {k: v for k, v in given.items() if k not in not_its}
-    given.update(protocol=config["protocol"], baseline="none")
-    dotted = {".".join(path): value for path, value in config._dotted.items() if path[0] != "defense_args"}
-    return Config(name, config["dataset"], None, given, dotted)
 
 
 __all__ = ["baseline_config", "make_card", "run_attack", "run_recbole_robust", "train_and_evaluate"]

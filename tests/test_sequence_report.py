@@ -108,6 +108,11 @@ def test_both_stages_of_s3rec_in_one_run(run, output_dir, toy_config):
     assert any(all(torch.equal(ours[name], theirs[name]) for name in ours) for theirs in first["S3Rec"])
 
 
+def test_the_first_stage_leaves_no_file_where_none_is_wanted(run, output_dir):
+    run("ATJT", **{**ATJT, **STAGES})
+    assert not list((output_dir / "saved").glob("*.pth"))
+
+
 def test_one_stage_of_s3rec_is_recboles(toy_config):
     run = make_run(toy_config("ATJT", **{**ATJT, **STAGES}, train_stage="pretrain"))
     run.fit(saved=False)

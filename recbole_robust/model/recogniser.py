@@ -87,9 +87,9 @@ class TargetAttentionRecogniser(nn.Module):
         """
         of_h, of_t, of_difference, of_product = self.compare.weight.chunk(4, dim=1)
         by_target = nn.functional.linear(target, of_t - of_difference, self.compare.bias)
-        t = target[row]
+        t = target.index_select(0, row)  # backwards faster than target[row]
         x = nn.functional.linear(torch.cat([h, h * t], dim=1), torch.cat([of_h + of_difference, of_product], dim=1))
-        x = x + by_target[row]
+        x = x + by_target.index_select(0, row)
         for layer in self.attend:
             x = layer(x)
             if isinstance(layer, PReLU):
