@@ -125,7 +125,9 @@ def of_noisy(recogniser: nn.Module, corruptor: SequenceCorruptor, rows, noise, d
     return recogniser(found.sequences, lengths, found.targets, dropout), found.is_clean
 
 
-@pytest.mark.parametrize(("name", "steps", "lr"), [("paper", 400, 0.02), ("gru", 80, 0.02)])
+@pytest.mark.parametrize(
+    ("name", "steps", "lr"), [pytest.param("paper", 400, 0.02, marks=pytest.mark.slow), ("gru", 80, 0.02)]
+)
 def test_it_learns_to_tell_replaced_items_of_users_it_has_never_seen(name, steps, lr):
     assert learned(name, 0, lr) < 0.6
     assert learned(name, steps, lr) > 0.65

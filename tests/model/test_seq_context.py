@@ -57,7 +57,9 @@ def test_another_history_is_another_score(config_of):
     assert (model.predict(rows) != before).all()
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model", [pytest.param(m, marks=() if m in ("DCN", "WideDeep", "FM") else pytest.mark.slow) for m in MODELS]
+)
 def test_every_context_aware_model_trains_with_the_sequence(config_of, model):
     run = make_run(config_of(f"Seq{model}", n_layers=1, attention_size=4, num_heads=1))
     run.fit(saved=False)
