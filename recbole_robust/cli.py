@@ -23,8 +23,8 @@ attack     make the fake profiles of an attack and train no victim; prints the p
 benchmark  run a grid of such runs, one JSON a cell; goes on where it was
 report     render the cells of a folder as Markdown
 
-  -m, --model        MF, DampedMean, Pop, PurifyAugMF, PCMF, RGCF or any RecBole model; PurifyAug goes around another
-                     (--base_model=BPR)
+  -m, --model        MF, DampedMean, Pop, PurifyAugMF, PCMF, RGCF or any RecBole model; PurifyAug and ATJT go around
+                     another (--base_model=BPR, --base_model=SASRec); SeqDCN: DCN that sees the sequence
   -d, --dataset      ml-100k (ships with RecBole), ml-1m, or a folder in data_path (dataset/)
   --attack           Random, Average, Bandwagon, Segment, LoveHate, CopyProfile, Diluted, AUSH, TNA, DADA,
                      PGA, RevAdv, DPA2DL, or the control Organic; none: a clean run
@@ -208,7 +208,7 @@ def render(result: dict[str, Any]) -> str:
     some = next(block for row in rows for block in row[1:3] if block)
     k = max(int(name.split("@")[1]) for name in some if "@" in name)
     names = [name for c in COLUMNS if (name := f"{c}@{k}") in some]
-    names += [name for name in ("auc", "logloss", "rmse", "targetrank") if name in some]
+    names += [name for name in ("gauc", "auc", "logloss", "rmse", "targetrank") if name in some]
     table = []
     for label, *blocks in rows:
         for condition, block in zip(("clean", "attacked", "lift"), blocks, strict=True):
@@ -234,6 +234,11 @@ def render(result: dict[str, Any]) -> str:
         lost = f"{found['n_genuine_lost']} genuine users lost"
         caught = "" if found["recall"] is None else f"{found['recall']:.0%} of the fakes, AUC {found['auc']:.3f}, "
         lines.append(f"flagged in the {condition} data: {found['n_flagged']} users, {caught}{lost}")
+    for condition, found in (result["recognition"] or {}).items():
+        n_noisy, means = found["n_noisy"], (found["mean_weight_noisy"], found["mean_weight_clean"])
+        weights = " and ".join("-" if mean is None else f"{mean:.3f}" for mean in means)
+        lines.append(f"noise in {n_noisy} of {found['n_sequences']} training sequences of the {condition} data: "
+                     f"recognition AUC {found['auc']:.3f}, mean weight noisy and clean {weights}")  # fmt: skip
     return "\n".join(lines)
 
 

@@ -16,6 +16,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import recbole
 import torch
 from recbole.config import Config as RecBoleConfig
 from recbole.evaluator.register import metric_types
@@ -185,10 +186,12 @@ class Config(RecBoleConfig):
         return super()._get_model_and_dataset(model, dataset)
 
     def _load_internal_config_dict(self, model, model_class, dataset) -> None:
-        base = model_class.base_class.__name__ if _wraps(model_class) else model
-        super()._load_internal_config_dict(base, model_class, dataset)
+        models = registry.yaml_names(model_class)
+        super()._load_internal_config_dict(models[0], model_class, dataset)
         own = self.internal_config_dict
-        names = (("model", base), ("model", model), ("dataset", dataset))
+        if getattr(model_class, "sees_history", False):
+            self._merge_settings_of_din(dataset)
+        names = (*(("model", name) for name in models), ("dataset", dataset))
         files = (properties_dir() / "overall.yaml", *(property_file(*name) for name in names))
         for path in files:
             if path.is_file():
@@ -203,6 +206,13 @@ class Config(RecBoleConfig):
         if self._external("preset") is not None:
             self._apply_preset(model)
         self._check_keys(model)
+
+    def _merge_settings_of_din(self, dataset: str) -> None:
+        """RecBole's settings for DIN, its CTR model with a sequence: sampled negatives, AUC, features on ml-100k."""
+        for name in ("sequential_DIN", f"sequential_DIN_on_{dataset}"):
+            path = Path(recbole.__file__).parent / "properties" / "quick_start_config" / f"{name}.yaml"
+            if path.is_file():
+                merge(self.internal_config_dict, read_yaml(path))
 
     def _merge_defenses(self, names: list[str]) -> None:
         """The YAML of each defense; of several, ``defense_args`` has a part a name."""
@@ -315,6 +325,8 @@ class Config(RecBoleConfig):
                 raise UserError(
                     f"defense: expected a model without a knowledge graph under {names[0]}, got {self.model}"
                 )
+        if final.get("export_weights") and (final.get("atjt_weights") != "learned" or not final["noisy_seq_ratio"]):
+            raise UserError(f"export_weights: expected ATJT with learned weights, got {self.model}")
         if final["poison"] is not None and (told := self.attack_keys_given(final)):
             raise UserError(f"poison: expected no keys of an attack beside a card to replay, got {', '.join(told)}")
         for kind in ("attack", "defense"):

@@ -6,7 +6,8 @@ the model does not notice, its regularisation and its other losses stay as they 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,15 @@ class CriterionTap(nn.Module):
         found = None if self.reduce is None else self.reduce(sample_losses(self.criterion, *args))
         return self.criterion(*args) if found is None else found
 
+    @contextlib.contextmanager
+    def reducing(self, reduce: Callable[[SampleLosses], Tensor | None]) -> Iterator[None]:
+        """Inside this block the loss is what ``reduce`` makes of the samples'."""
+        self.reduce = reduce
+        try:
+            yield
+        finally:
+            self.reduce = None
+
 
 def sample_losses(criterion: nn.Module, *args: Tensor) -> SampleLosses:
     """The losses that a call of ``criterion`` averages, one by one."""
@@ -78,6 +88,8 @@ def attach(model: nn.Module) -> CriterionTap:
     Raises:
         UserError: no criterion that can be tapped, or several.
     """
+    if any(isinstance(child, CriterionTap) for child in model.children()):
+        raise UserError("model: expected one whose samples nothing weighs yet, got one under ATJT or a defense already")
     found = {name: child for name, child in model.named_children() if _can_be_tapped(name, child)}
     if FIRST_CHOICE in found:
         found = {FIRST_CHOICE: found[FIRST_CHOICE]}
@@ -109,11 +121,8 @@ def weigh_samples(model: nn.Module) -> None:
         def reduce(samples: SampleLosses) -> Tensor:
             return (interaction[SAMPLE_WEIGHT] * samples.losses).mean()
 
-        tap.reduce = reduce
-        try:
+        with tap.reducing(reduce):
             return calculate_loss(interaction)
-        finally:
-            tap.reduce = None
 
     model.calculate_loss = weighing  # type: ignore[assignment]
     model.weighs_samples = True  # type: ignore[assignment]

@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from recbole.trainer import S3RecTrainer
 from recbole.utils import ModelType, init_seed
 from scipy.stats import rankdata
 
 import recbole_robust
 from recbole_robust import registry, results
-from recbole_robust.config import POISON_KEYS, TARGET_KEYS, Config, known_keys
+from recbole_robust.baselines import baseline_config
+from recbole_robust.config import POISON_KEYS, TARGET_KEYS, Config
 from recbole_robust.criterion_tap import weigh_samples
 from recbole_robust.data.card import PoisonCard, bytes_digest
 from recbole_robust.data.extra_users import with_room, with_users
@@ -32,7 +34,7 @@ from recbole_robust.data.load import data_digest, prepare
 from recbole_robust.data.poison import targets_of
 from recbole_robust.data.screening import screened
 from recbole_robust.data.views import defender_view, genuine_item_counts
-from recbole_robust.data.weighting import weighted
+from recbole_robust.data.weighting import oracle_weighted, weighted
 from recbole_robust.defenses import GroupWeights, defended, detection_report
 from recbole_robust.evaluation import (
     TargetPass,
@@ -47,13 +49,12 @@ from recbole_robust.initialisation import build_model
 from recbole_robust.model.propagation import hasten
 from recbole_robust.poisoning import make_card, run_attack, stored_card
 from recbole_robust.randomness import stage_rng
+from recbole_robust.sequence_report import export_weights, recognition_of
 from recbole_robust.tracking import tracking
 from recbole_robust.trainer import get_trainer
 from recbole_robust.types import Detection, FakeProfiles, Outcome, TrainingDefense, UserError, Weigher
 
 logger = logging.getLogger(__name__)
-
-BASELINES = {"PurifyAugMF": "MF", "PCMF": "MF", "RGCF": "LightGCN"}
 
 
 def train_and_evaluate(config: Config, card: PoisonCard | None = None, label: str | None = None) -> Outcome:
@@ -69,6 +70,10 @@ def train_and_evaluate(config: Config, card: PoisonCard | None = None, label: st
     trained = _train(config, card, label)
     started = time.perf_counter()
     metrics, per_target, n_genuine = _measure(config, trained)
+    recognition = recognition_of(trained.trainer.model, trained.splits[0])
+    metrics.update({f"recognition_{name}": recognition[name] for name in ("auc", "ap") if recognition})
+    if config["export_weights"] and (card is not None or not config["attack"]):
+        export_weights(trained.trainer.model, trained.splits[0], config["export_weights"])
     return Outcome(
         metrics=metrics,
         per_target=per_target,
@@ -83,6 +88,7 @@ def train_and_evaluate(config: Config, card: PoisonCard | None = None, label: st
             "split_hash": results.split_hash([trained.genuine, *trained.splits[1:]]),
             "reused": trained.reused,
             "detection": trained.detection,
+            "recognition": recognition,
         },
     )
 
@@ -115,6 +121,12 @@ class Trained:
 
 
 def _train(config: Config, card: PoisonCard | None, label: str | None) -> Trained:
+    first_stage = 0.0
+    has_stages = config["train_stage"] == "both" and issubclass(get_trainer(config), S3RecTrainer)
+    if has_stages:
+        started = time.perf_counter()
+        config = _pretrained(config, card)
+        first_stage = time.perf_counter() - started
     train_data, valid_data, test_data = prepare(config, card)
     splits = [train_data._dataset, valid_data._dataset, test_data._dataset]
     train = splits[0]
@@ -130,24 +142,43 @@ def _train(config: Config, card: PoisonCard | None, label: str | None) -> Traine
         trainer.after_epoch.append(tracking(config, splits, target_items))
     trained = Trained(trainer, test_data, splits, genuine, targets, ranks_in_test, detection=detection)
     started = time.perf_counter()
-    _fit_or_reuse(config, trained, train_data, valid_data, cacheable=card is None and bool(config["cache_clean"]))
-    trained.seconds = time.perf_counter() - started
+    cacheable = card is None and bool(config["cache_clean"]) and not has_stages
+    _fit_or_reuse(config, trained, train_data, valid_data, cacheable)
+    trained.seconds = first_stage + time.perf_counter() - started
+    if has_stages and not config["save_checkpoint"]:
+        os.unlink(config["pre_model_path"])
     return trained
 
 
+def _pretrained(config: Config, card: PoisonCard | None) -> Config:
+    """The first stage of S3Rec, on the same data; returns the configuration of the second, which starts from it."""
+    first = config.derive(train_stage="pretrain")
+    trainer, train_data, _ = _under_defenses(first, prepare(first, card)[0])
+    trainer.label = f"{config['model']} pre-training"
+    trainer.fit(train_data, saved=False, show_progress=config["show_progress"])
+    trainer.save_pretrained_model(config["pretrain_epochs"] - 1, trainer.saved_model_file)
+    return config.derive(train_stage="finetune", pre_model_path=trainer.saved_model_file)
+
+
 def _under_defenses(config: Config, train_data) -> tuple[Any, Any, dict[str, Any] | None]:
-    """The model under its defenses in a trainer, the loader that is left to train on, and what the detectors found."""
+    """The model under its defenses in a trainer, the loader that is left to train on, and what the detectors found.
+
+    In a first stage (S3Rec's pre-training), which has no recommendation's loss, nothing changes or weighs the loss.
+    """
     defenses = registry.build_defenses(config["defense"], config["defense_args"])
-    detection = None
+    detection, first_stage = None, config["train_stage"] == "pretrain"
+    if config["atjt_weights"] == "oracle" and not first_stage:
+        train_data = oracle_weighted(train_data)
     if defenses.detectors:
         flagged, detection = _detect(config, defenses.detectors, train_data._dataset)
         train_data = screened(train_data, flagged)
-    weigher = defenses.weights or group_weights_of(config)
+    weigher = None if first_stage else defenses.weights or group_weights_of(config)
     if weigher:
         view = defender_view(train_data._dataset)
         rng = stage_rng(config["seed"], f"defense {type(weigher).__name__}")
         train_data = weighted(train_data, view.ratings, weigher(view, rng=rng))
-    model_class = defended(config.model_class, defenses.loss) if defenses.loss else config.model_class
+    loss = None if first_stage else defenses.loss
+    model_class = defended(config.model_class, loss) if loss else config.model_class
     train = room = train_data._dataset
     if defenses.training:
         room = with_room(train, defenses.training.n_erm_users, config["seed"])
@@ -238,7 +269,7 @@ def _fit_or_reuse(config: Config, trained: Trained, train_data, valid_data, cach
 
 def _clean_path(config: Config) -> str:
     """Where the weights of a clean training are kept: its key has nothing of the attack, nor of what is measured."""
-    measured = ["rating_metrics", "always_metrics", "baseline"]
+    measured = ["rating_metrics", "always_metrics", "baseline", "export_weights"]
     ranks_targets = any(str(m).lower().startswith("target") for m in [config["valid_metric"], *config["metrics"]])
     # Noise leaves the targets alone, and new fans are the targets': other targets, other clean data.
     if not ranks_targets and not config["noise_ratio"] and not config["new_fans"]:
@@ -343,30 +374,6 @@ def _clean_and_attacked(config: Config, card: PoisonCard | None) -> dict[str, Ou
     if card is not None:
         attacked = train_and_evaluate(config, card, f"{name} attacked")
     return {"clean": clean, "attacked": attacked}
-
-
-def baseline_config(config: Config, files, config_dict, command_line) -> Config | None:
-    """The configuration of the undefended model beside the method, or None.
-
-    It has the user's keys, less those that only the method's model has, under the same protocol.
-    """
-    name = config["baseline"]
-    if name in (None, "none", "None"):
-        return None
-    if name == "auto":
-        same = config["model"] if config["defense"] else None
-        name = BASELINES.get(config["model"]) or config["base_model"] or same
-        if name is None:
-            return None
-    registry.get_model(name)
-    _, by_model = known_keys()
-    foreign = {key for key, models in by_model.items() if name not in models}
-    given = {k: v for k, v in config.external_config_dict.items() if k not in foreign}
-    not_its = ("model", "base_model", "dataset", "preset", "defense", "defense_args")
-    given = {k: v for k, v in given.items() if k not in not_its}
-    given.update(protocol=config["protocol"], baseline="none")
-    dotted = {".".join(path): value for path, value in config._dotted.items() if path[0] != "defense_args"}
-    return Config(name, config["dataset"], None, given, dotted)
 
 
 __all__ = ["baseline_config", "make_card", "run_attack", "run_recbole_robust", "train_and_evaluate"]

@@ -31,7 +31,8 @@ from recbole_robust.attacks import (
 )
 from recbole_robust.config_checks import read_yaml
 from recbole_robust.defenses import APT, AT, FAP, GDA, PCA, RCE, TCE, VAT, CoRating, GroupWeights, LossDefense, PamaCF
-from recbole_robust.model import MF, PCMF, RGCF, DampedMean, Pop, PurifyAugMF, purify_aug
+from recbole_robust.model import MF, PCMF, RGCF, DampedMean, Pop, PurifyAugMF, as_sequential, atjt, purify_aug
+from recbole_robust.model.seq_context import PREFIX
 from recbole_robust.properties_path import properties_dir
 from recbole_robust.types import Attack, Detector, TrainingDefense, UserError, Weigher
 
@@ -78,6 +79,7 @@ MODELS: dict[str, type] = {
 # Around a model that base_model names: a function from its class to the class.
 WRAPPERS: dict[str, Callable[[type], type]] = {
     "PurifyAug": purify_aug,
+    "ATJT": atjt,
 }
 
 # RecBole's libraries of trees are optional dependencies with an interface of their own: no embeddings, no loss.
@@ -155,6 +157,8 @@ def get_model(name: str, what: str = "model", base: str | None = None) -> type:
         UserError: no such model. (RecBole itself says "No module named lightgbm" then.)
     """
     wrappers = WRAPPERS if what == "model" else {}
+    if isinstance(name, str) and name.startswith(PREFIX) and name[len(PREFIX) :] in recbole_models():
+        return as_sequential(recbole_get_model(name[len(PREFIX) :]))
     if not isinstance(name, str) or name not in {*MODELS, *wrappers, *recbole_models()}:
         raise unknown(what, name, [*MODELS, *wrappers, *recbole_models()])
     if name in wrappers:
@@ -162,6 +166,12 @@ def get_model(name: str, what: str = "model", base: str | None = None) -> type:
             raise UserError(f"base_model: expected the name of a model, since {name} wraps one, got none")
         return wrappers[name](get_model(base, "base_model"))
     return MODELS[name] if name in MODELS else recbole_get_model(name)
+
+
+def yaml_names(model_class: type) -> list[str]:
+    """The models whose YAML a model has, the later over the earlier: what is wrapped, then what wraps it."""
+    base = getattr(model_class, "base_class", None)
+    return [*([] if base is None else yaml_names(base)), model_class.__name__]
 
 
 def check_name(kind: str, name: object, registry: Mapping[str, type]) -> None:

@@ -116,6 +116,9 @@ def assemble(
             "lift": lift(baseline[1]),
         },
         "detection": {n: o.extra["detection"] for n, o in outcomes.items() if o and o.extra.get("detection")} or None,
+        "recognition": {
+            n: o.extra["recognition"] for n, o in outcomes.items() if o and o.extra.get("recognition")
+        } or None,
         "n_genuine": last.extra["n_genuine"],
         "best_epoch": {name: o.extra["best_epoch"] for name, o in outcomes.items() if o},
         "seconds": {key: round(value, 3) for key, value in {**seconds, **times}.items()},

@@ -73,7 +73,8 @@ class RobustTrainerMixin(_Base):
         before_evaluate: called with ``(trainer, eval_data)`` before every evaluation.
         best_epoch: the epoch (from 0) whose weights are in the checkpoint.
 
-    A model may define ``on_epoch_start(epoch)`` and ``on_epoch_end(epoch)``.
+    A model may define ``on_epoch_start(epoch)``, ``on_epoch_end(epoch)`` and ``parameter_groups()``, which returns its
+    parameters as torch's optimisers take them, with a rate or a decay of their own where they have one.
     """
 
     item_tensor: Any
@@ -101,6 +102,9 @@ class RobustTrainerMixin(_Base):
     def _build_optimizer(self, **kwargs):
         """RecBole's optimiser; Adagrad takes ``initial_accumulator_value``; ``net_learning_rate`` splits the model."""
         rate = self.config["net_learning_rate"]
+        groups = getattr(self.model, "parameter_groups", None)
+        if groups is not None:
+            kwargs.setdefault("params", groups())
         if rate is None or "params" in kwargs:
             return self._one_optimizer(**kwargs)
         tables = table_parameters(self.model)
@@ -139,7 +143,9 @@ class RobustTrainerMixin(_Base):
             self._resumed = None
         with tqdm(total=self.epochs, desc=self.label, unit="epoch", disable=not show_progress, leave=False) as bar:
             self._bar = bar
-            return super().fit(train_data, valid_data, verbose, saved, False, callback_fn)
+            # RecBole's sine.py, imported with any sequential model, turns this on for all: twice the time a batch.
+            with torch.autograd.set_detect_anomaly(False):
+                return super().fit(train_data, valid_data, verbose, saved, False, callback_fn)
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         for hook in self.before_epoch:
@@ -279,8 +285,8 @@ RobustTrainer = robust(recbole_trainer.Trainer)
 
 
 def get_trainer(config) -> type:
-    """The robust form of the trainer that RecBole has for this model."""
-    return robust(recbole_get_trainer(config["MODEL_TYPE"], config["model"]))
+    """The robust form of the trainer that RecBole has for this model, or for the one that it wraps."""
+    return robust(recbole_get_trainer(config["MODEL_TYPE"], config["base_model"] or config["model"]))
 
 
 @contextlib.contextmanager

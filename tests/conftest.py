@@ -11,11 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from toy_splits import attacks, family_config, run, trainings, write_data  # noqa: F401 - fixtures
 
 from recbole_robust.config import Config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def no_anomaly_detection() -> None:
+    """RecBole's sine.py turns it on for all that is trained after its import: tests outside our trainer would crawl."""
+    torch.autograd.set_detect_anomaly(False)
 
 
 @pytest.fixture(scope="session")

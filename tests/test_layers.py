@@ -18,7 +18,7 @@ LAYERS = (
     ("attacks", "trainer", "scores", "criterion_tap"),
     ("data", "evaluation", "defenses", "model", "initialisation"),
     ("config", "config_checks", "registry"),
-    ("quick_start", "poisoning", "results", "tracking"),
+    ("quick_start", "poisoning", "results", "tracking", "sequence_report", "baselines"),
     ("statistics", "grid", "benchmark", "report", "report_tables", "sweep"),
     ("cli",),
 )

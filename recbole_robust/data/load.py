@@ -24,6 +24,7 @@ from recbole_robust.data.loaders import use_fast_loader
 from recbole_robust.data.newcomers import FAN_KEYS
 from recbole_robust.data.noise import InteractionNoise
 from recbole_robust.data.poison import Poison
+from recbole_robust.data.seq_context import SequentialContextDataset
 from recbole_robust.types import UserError
 
 logger = logging.getLogger(__name__)
@@ -37,8 +38,10 @@ _loaded: dict[str, Any] = {}  # the data set read last, before its split: clean 
 
 
 def dataset_class(config) -> type:
-    """The attacked form of the class that RecBole would take for this model."""
-    name = f"{config['model']}Dataset"
+    """The attacked form of the class that RecBole would take for this model, or for the one that it wraps."""
+    if getattr(config.model_class, "sees_history", False):
+        return AttackedDataset(SequentialContextDataset)
+    name = f"{config['base_model'] or config['model']}Dataset"
     if not hasattr(recbole_datasets, name):
         name = _BY_TYPE.get(config["MODEL_TYPE"], "Dataset")
     return AttackedDataset(getattr(recbole_datasets, name))

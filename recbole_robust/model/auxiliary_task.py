@@ -1,0 +1,216 @@
+"""The auxiliary task of ATJT: recognisers that learn from each other's users, and when they learn what.
+
+Reference:
+    Liu et al. "Enhancing Recommendation with Denoising Auxiliary Task." JCST 39(5), 2024 (Fig. 2 and 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from recbole.utils import InputType
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from recbole_robust.model.recogniser import build_recogniser
+from recbole_robust.model.sequence_noise import SequenceCorruptor
+from recbole_robust.model.sequence_weights import folds_of, per_fold, sequence_weights
+from recbole_robust.randomness import global_state_kept, stage_rng
+
+PRETRAINING_ROWS = 512  # sequences in a step of the recognisers' pre-training
+
+
+class Sequences(NamedTuple):
+    """Histories and what came next.
+
+    Shape: ``histories`` ``(B, L)``; ``users``, ``lengths`` and ``targets`` ``(B,)``.
+    """
+
+    users: Tensor
+    histories: Tensor
+    lengths: Tensor
+    targets: Tensor
+
+    def take(self, rows: Tensor) -> Sequences:
+        return Sequences(*(part[rows] for part in self))
+
+    def to(self, device: torch.device) -> Sequences:
+        return Sequences(*(part.to(device) for part in self))
+
+
+@dataclass
+class Joint:
+    """How L_R and L_D go together, and where in the training we are.
+
+    Attributes:
+        fields: the columns of :class:`Sequences` in a batch.
+        times: how many blocks of the same sequences a batch has; its negatives are in the later ones.
+        label: the column that is 1 in the first block and 0 in the others, or None where negatives have no rows.
+        phase_epochs: epochs that the base model learns from one fold; None: from all folds in every epoch.
+        is_first_stage: whether this is a pre-training of the base model's own, without a recommendation (S3Rec).
+        epoch, batch: which epoch it is, and the next batch's number in it.
+        epoch_weights: of the batches of this epoch so far.
+    """
+
+    seed: int
+    fields: tuple[str, str, str, str]
+    times: int
+    label: str | None
+    lambda_: float
+    detach: bool
+    warmup: int
+    normalize: bool
+    resamples: bool
+    n_folds: int
+    phase_epochs: int | None
+    is_first_stage: bool
+    epoch: int = 0
+    batch: int = 0
+    epoch_weights: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, config: Any) -> Joint:
+        sampling, pointwise = config["train_neg_sample_args"], config["MODEL_INPUT_TYPE"] == InputType.POINTWISE
+        sampled = bool(sampling) and sampling["distribution"] not in (None, "none")
+        phased = config["atjt_phase_epochs"] or -(-config["epochs"] // config["n_folds"])
+        item = config["ITEM_ID_FIELD"]
+        return cls(
+            seed=config["seed"],
+            fields=(config["USER_ID_FIELD"], item + config["LIST_SUFFIX"], config["ITEM_LIST_LENGTH_FIELD"], item),
+            times=sampling["sample_num"] + pointwise if sampled else 1,
+            label=config["LABEL_FIELD"] if sampled and pointwise else None,
+            lambda_=config["atjt_lambda"],
+            detach=config["atjt_detach"],
+            warmup=config["atjt_warmup"],
+            normalize=config["weight_normalize"] != "none",
+            resamples=config["atjt_per_sample"] == "resample",
+            n_folds=config["n_folds"],
+            is_first_stage=config["train_stage"] == "pretrain",
+            phase_epochs=phased if config["atjt_schedule"] == "phased" else None,
+        )
+
+    @property
+    def phase(self) -> int | None:
+        """The fold that the base model learns from in this epoch; None: all."""
+        return None if self.phase_epochs is None else self.epoch // self.phase_epochs % self.n_folds
+
+    @property
+    def fresh(self) -> bool:
+        """Whether this epoch is the first of recognisers that have learned nothing yet."""
+        if self.phase_epochs is None:
+            return self.epoch == 0
+        return self.epoch % self.phase_epochs == 0 and self.epoch // self.phase_epochs < self.n_folds
+
+    def generator(self, what: str, device: torch.device | str = "cpu") -> torch.Generator:
+        """A generator of this seed and ``what``: after a break it is what it would have been."""
+        return torch.Generator(device).manual_seed(_seed(self.seed, what))
+
+    def sequences(self, rows: Any, n: int | None = None) -> Sequences:
+        """The first ``n`` rows as sequences."""
+        return Sequences(*(rows[name][:n] for name in self.fields))
+
+    def positives(self, interaction: Any) -> Sequences:
+        """The first block of a batch: the sequences with what really came next."""
+        n, users = len(interaction) // self.times, interaction[self.fields[0]]
+        if self.times > 1:
+            assert torch.equal(users, users[:n].repeat(self.times)), "rows: expected blocks of the same users"
+        if self.label is not None:
+            positive = interaction[self.label] > 0
+            assert positive[:n].all() and not positive[n:].any(), "labels: expected the positives first"
+        return self.sequences(interaction, n)
+
+    def rows_of(self, sequences: Tensor, n: int) -> Tensor:
+        """The rows of some of the ``n`` sequences of a batch, block by block. Shape: ``(m,)`` -> ``(times * m,)``."""
+        blocks = torch.arange(self.times, device=sequences.device) * n
+        return (blocks[:, None] + sequences).flatten()
+
+
+class AuxiliaryTask(nn.Module):
+    """The recognisers, one a fold of the users, their loss L_D and the weights that they give.
+
+    Recogniser g learns from the users of all folds but g, and weighs those of fold g: nobody's sequences are weighed
+    by who has learned from them, and each recogniser sees ``n_folds - 1`` sequences for one that it weighs (Fig. 3).
+    """
+
+    def __init__(self, config: Any, n_items: int, items: Tensor) -> None:
+        super().__init__()
+        self.learning = {"lr": config["recogniser_lr"], "weight_decay": config["recogniser_weight_decay"]}
+        self.pretrain_steps = config["recogniser_pretrain_steps"]
+        self.n_folds, self.seed = config["n_folds"], config["seed"]
+        self.temperature, self.floor = config["weight_temperature"], config["weight_floor"]
+        self.fold_means = config["weight_normalize"] == "fold"
+        popularity = torch.bincount(items, minlength=n_items) if config["replace_by"] == "popularity" else None
+        self.corruptor = SequenceCorruptor(
+            n_items,
+            config["noisy_seq_ratio"],
+            config["n_replaced"],
+            config["replace_target_prob"],
+            popularity,
+        )
+        options = (n_items, config["recogniser_dim"], config["recogniser_dropout"], config["recogniser_mean_pool"])
+        with global_state_kept():
+            torch.manual_seed(_seed(self.seed, "recognisers"))
+            self.recognisers = nn.ModuleList(
+                [build_recogniser(config["recogniser"], *options) for _ in range(self.n_folds)]
+            )
+
+    def folds(self, users: Tensor) -> Tensor:
+        """Shape: ``(B,)`` -> ``(B,)``."""
+        return folds_of(users, self.n_folds, self.seed)
+
+    def losses(self, batch: Sequences, generator: torch.Generator, only: int | None = None) -> Iterator[Tensor]:
+        """L_D of each recogniser, or of one: the cross-entropy of clean and noisy on the folds that are not its own."""
+        folds = self.folds(batch.users)
+        for fold, recogniser in enumerate(self.recognisers):
+            theirs = (folds != fold).nonzero().squeeze(1)
+            if len(theirs) < 2 or only not in (None, fold):
+                continue
+            part = batch.take(theirs)
+            noisy = self.corruptor(part.histories, part.lengths, part.targets, generator=generator)
+            logits = recogniser(noisy.sequences, part.lengths, noisy.targets, generator)
+            yield F.binary_cross_entropy_with_logits(logits.float(), noisy.is_clean)
+
+    def loss(self, batch: Sequences, generator: torch.Generator, only: int | None = None) -> Tensor:
+        """L_D, the mean over the recognisers."""
+        found = list(self.losses(batch, generator, only))
+        return torch.stack(found).mean() if found else torch.zeros((), device=batch.users.device)
+
+    def weights(self, batch: Sequences) -> Tensor:
+        """w of each sequence, by the recogniser of its user's fold, which drops nothing here. Shape: ``(B,)``."""
+        folds = self.folds(batch.users)
+        found = torch.zeros(len(folds), device=folds.device)
+        for fold, recogniser in enumerate(self.recognisers):
+            mine = (folds == fold).nonzero().squeeze(1)
+            if len(mine):
+                part = batch.take(mine)
+                logits = recogniser(part.histories, part.lengths, part.targets)
+                found = found.index_put((mine,), sequence_weights(logits, self.temperature, self.floor))
+        return found
+
+    def parameter_group(self) -> dict[str, Any]:
+        """All recognisers' parameters, as torch's optimisers take them."""
+        return {"params": list(self.parameters()), **self.learning}
+
+    def pretrain(self, sequences: Sequences, joint: Joint) -> None:
+        """Steps of L_D alone, on random training sequences: a recogniser that knows nothing weighs at random."""
+        optimizer, device = torch.optim.Adam([self.parameter_group()]), next(self.parameters()).device
+        drawing = joint.generator(f"pre-training, epoch {joint.epoch}")
+        for step in range(self.pretrain_steps):
+            picked = torch.randint(len(sequences.users), (PRETRAINING_ROWS,), generator=drawing)
+            generator = joint.generator(f"pre-training, epoch {joint.epoch}, step {step}", device)
+            loss = self.loss(sequences.take(picked).to(device), generator, joint.phase)
+            if loss.requires_grad:
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+
+    def balanced(self, weights: Tensor, users: Tensor) -> Tensor:
+        """The weights as they enter a batch's loss. Shape: two of ``(B,)`` -> ``(B,)``."""
+        return per_fold(weights, self.folds(users), self.n_folds) if self.fold_means else weights
+
+
+def _seed(seed: int, what: str) -> int:
+    return int(stage_rng(seed, f"atjt, {what}").integers(2**63 - 1))

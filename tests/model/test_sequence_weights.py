@@ -1,0 +1,63 @@
+"""Weights, their mean, and the folds of the users (P3, P18)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from recbole_robust.model.sequence_weights import effective_size, folds_of, per_fold, sequence_weights, weighted_mean
+
+LOSSES, WEIGHTS = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0.5, 0.25, 0.25])
+
+
+def test_weights_are_probabilities_above_the_floor():
+    logits = torch.tensor([-50.0, 0.0, 1.0, 50.0])
+    assert_close(sequence_weights(logits), torch.sigmoid(logits))
+    assert_close(sequence_weights(logits, temperature=2.0), torch.sigmoid(logits / 2))
+    assert_close(sequence_weights(logits, floor=0.2), 0.2 + 0.8 * torch.sigmoid(logits))
+    assert sequence_weights(logits.half()).dtype == torch.float32
+
+
+def test_the_mean_and_its_derivative():
+    weights = WEIGHTS.clone().requires_grad_()
+    loss = weighted_mean(LOSSES, weights)
+    assert loss.item() == pytest.approx(0.5 + 0.5 + 1.0)
+    loss.backward()
+    assert_close(weights.grad, (LOSSES - loss.detach()) / WEIGHTS.sum())
+
+
+@pytest.mark.parametrize("c", [1e-6, 0.3, 5.0])
+def test_only_ratios_of_weights_count(c):
+    assert_close(weighted_mean(LOSSES, c * WEIGHTS), weighted_mean(LOSSES, WEIGHTS))
+    assert_close(weighted_mean(LOSSES, c * WEIGHTS, normalize=False), c * (WEIGHTS * LOSSES).mean())
+
+
+def test_no_weight_at_all_is_no_loss():
+    assert weighted_mean(LOSSES, torch.zeros(3)) == 0
+
+
+def test_folds_of_equal_means():
+    folds = torch.tensor([0, 0, 1, 1, 1])
+    found = per_fold(torch.tensor([0.1, 0.3, 0.9, 0.6, 0.3]), folds, 3)
+    assert_close(found, torch.tensor([0.5, 1.5, 1.5, 1.0, 0.5]))
+
+
+def test_effective_size():
+    assert effective_size(torch.full((7,), 0.3)) == pytest.approx(1)
+    assert effective_size(torch.tensor([1.0, 0, 0, 0])) == pytest.approx(0.25)
+    assert effective_size(torch.zeros(3)) == 0
+
+
+@pytest.mark.parametrize("n_folds", [2, 4, 5])
+def test_folds_are_of_equal_size_and_of_the_user_alone(n_folds):
+    users = torch.arange(1, 20001)
+    folds = folds_of(users, n_folds, seed=2020)
+    sizes = torch.bincount(folds, minlength=n_folds)
+    assert len(sizes) == n_folds and (sizes / sizes.float().mean() - 1).abs().max() < 0.05
+    shuffled = torch.randperm(20000, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(folds_of(users[shuffled], n_folds, seed=2020), folds[shuffled])
+    other = folds_of(users, n_folds, seed=2021)
+    assert abs((other == folds).float().mean() - 1 / n_folds) < 0.02, "another seed is another, independent partition"
+    assert abs(np.corrcoef(folds[:-1], folds[1:])[0, 1]) < 0.03, "and so are neighbours"
