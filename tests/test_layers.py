@@ -12,6 +12,9 @@ import pytest
 PACKAGE = "recbole_robust"
 SOURCE = Path(__file__).parents[1] / PACKAGE
 
+REPORT = tuple(f"report_{part}" for part in (
+    "tables", "compare", "budget", "published", "settings", "page", "markdown", "latex", "html", "plots", "svg",
+))  # fmt: skip
 LAYERS = (
     ("compat", "types", "randomness", "properties_path"),
     ("arguments",),
@@ -19,7 +22,7 @@ LAYERS = (
     ("data", "evaluation", "defenses", "model", "initialisation"),
     ("config", "config_checks", "registry"),
     ("quick_start", "poisoning", "results", "tracking"),
-    ("statistics", "grid", "benchmark", "report", "report_tables", "sweep"),
+    ("statistics", "grid", "benchmark", "sweep", "report", *REPORT),
     ("cli",),
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
@@ -30,7 +33,7 @@ WITHOUT = {  # unit: packages that neither it nor what it imports from us may im
     "scores": ("torch", "recbole"),
     "statistics": ("torch", "recbole"),
     "report": ("torch", "recbole"),
-    "report_tables": ("torch", "recbole"),
+    **dict.fromkeys(REPORT, ("torch", "recbole")),
 }
 RAY_ALLOWED = ("benchmark", "sweep")  # and there inside functions only
 

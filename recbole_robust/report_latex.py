@@ -1,0 +1,137 @@
+"""A report as a LaTeX document: booktabs tables, each of which can be copied into a paper as it stands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from recbole_robust.report_page import Page
+from recbole_robust.report_tables import Measured, Table, grouped
+
+HEAD = r"""\documentclass{article}
+\usepackage[T1]{fontenc}
+\usepackage[utf8]{inputenc}
+\usepackage{textcomp}
+\usepackage{booktabs}
+\usepackage{graphicx}
+\usepackage[a4paper,landscape,margin=15mm]{geometry}
+\begin{document}
+"""
+WIDE = 7  # columns; a table with more is scaled down to the width of the text
+
+_SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "`": r"\textasciigrave{}",
+    "[": "{[}",  # at the start of a row it would be an argument of the line break before it
+    "]": "{]}",
+    "∞": r"$\infty$",
+}
+_MARKS = {"above": r"$^{\uparrow}$", "below": r"$^{\downarrow}$", "inside": ""}
+
+
+def latex(pages: Sequence[Page]) -> str:
+    """The document, one section a grid. It needs booktabs, graphicx and geometry, which every TeX has."""
+    body = [line for page in pages for line in _page(page)]
+    return "\n".join([HEAD, *body, r"\end{document}"]) + "\n"
+
+
+def escape(text: str) -> str:
+    """Text that LaTeX shows as it is."""
+    escaped = "".join(_SPECIAL.get(letter, letter) for letter in " ".join(text.split()))
+    return re.sub(r"([-',])(?=\1)", r"\1{}", escaped)  # no dash of two hyphens, no quotation mark of two primes
+
+
+def _page(page: Page) -> Iterable[str]:
+    yield from (rf"\section*{{{escape(page.title)}}}", escape(page.summary))
+    if page.published:
+        yield escape(
+            f"In parentheses: the published value ({page.published.name}, percent), for the publication's own targets "
+            "and settings;"
+        )
+        yield r"$\uparrow$: the whole interval lies above it, $\downarrow$: below it, no arrow: around it."
+    yield ""
+    for section in page.sections:
+        yield from (rf"\subsection*{{{escape(section.heading)}}}", "")
+        command = page.command(section)
+        if command:
+            yield from (_typewriter(command), "")
+        for table in section.tables:
+            yield from (*_table(table), "")
+    yield from _list("Failed cells", page.failed)
+    yield from _list("Files left out: cells that the grid no longer has", page.left_out)
+    if page.made_with:
+        yield from (r"\subsection*{Made with}", escape(page.made_with), "")
+
+
+def _table(table: Table) -> Iterable[str]:
+    wide = len(table.header) > WIDE
+    yield from (r"\begin{table}[htbp]", r"\centering", rf"\caption{{{escape(table.title)}}}", r"\small")
+    if wide:
+        yield r"\resizebox{\textwidth}{!}{%"
+    columns = "l" * table.n_labels + "r" * (len(table.header) - table.n_labels)
+    yield from (rf"\begin{{tabular}}{{@{{}}{columns}@{{}}}}", r"\toprule")
+    yield from _header(table.header)
+    yield r"\midrule"
+    for row in table.rows:
+        yield " & ".join(_text(cell) for cell in row) + r" \\"
+    yield from (r"\bottomrule", r"\end{tabular}")
+    if wide:
+        yield "}"
+    yield r"\end{table}"
+    for note in table.notes:
+        yield from ("", rf"{{\footnotesize {escape(note)}\par}}")
+
+
+def _header(header: Sequence[str]) -> Iterable[str]:
+    """The names of the columns; ``A: attacked`` and ``A: lift`` stand in a second row under a common ``A``."""
+    groups = grouped(header)
+    if all(group is None for group, _ in groups):
+        yield " & ".join(escape(name) for name in header) + r" \\"
+        return
+    upper, rules, column = [], [], 1
+    for group, names in groups:
+        if group is None:
+            upper += [""] * len(names)
+        else:
+            upper.append(rf"\multicolumn{{{len(names)}}}{{c}}{{{escape(group)}}}")
+            rules.append(rf"\cmidrule(lr){{{column}-{column + len(names) - 1}}}")
+        column += len(names)
+    yield " & ".join(upper) + r" \\"
+    yield " ".join(rules)
+    yield " & ".join(escape(name) for _, names in groups for name in names) + r" \\"
+
+
+def _text(cell: str | Measured) -> str:
+    if isinstance(cell, str):
+        return escape(cell)
+    if cell.interval is None:
+        return "--"
+    mean, *ends = (f"${number}$" for number in cell.numbers)
+    text = f"{mean} [{ends[0]}, {ends[1]}]" if ends else mean
+    if cell.published is None:
+        return text
+    return f"{text} ({cell.published:g}){_MARKS.get(cell.verdict or '', '')}"
+
+
+def _typewriter(text: str) -> str:
+    return rf"{{\raggedright\ttfamily\footnotesize {escape(text)}\par}}"
+
+
+def _list(heading: str, items: Sequence[str]) -> Iterable[str]:
+    if items:
+        yield from (rf"\subsection*{{{escape(heading)}}}", r"\begin{itemize}")
+        yield from (rf"\item {escape(item)}" for item in items)
+        yield from (r"\end{itemize}", "")
