@@ -121,8 +121,8 @@ def _frontiers(page: Page, section: Section) -> Iterator[Figure]:
                 }
             )
         text = (
-            f"Each defense is a line: small marks are the attacks, the large one is their mean. At the right the lift of "
-            f"{metric} on {page.undefended} is gone; at 100 and above no {name} on clean data is lost. A mark left of "
+            "Each defense is a line: small marks are the attacks, the large one is their mean. At the right the lift "
+            f"of {metric} on {page.undefended} is gone; at 100 and above no {name} on clean data is lost. A mark left of "
             f"{FARTHEST:.0f} stands on the edge, open."
         )
         layout = {
@@ -175,18 +175,16 @@ def _stealth(page: Page, section: Section) -> Figure | None:
             auc = math.fsum(values) / len(values)
             trace = _trace(i, attack, [(auc, lift)])
             trace |= {"xaxis": f"x{number}", "yaxis": f"y{number}", "legendgroup": trace["name"]}
-            trace |= {
-                "showlegend": panel == 0,
-                "text": [f"{trace['text'][0]}<br>AUC of {shown(score[:-4])}: {auc:.3f}"],
-            }
+            trace["text"] = [f"{trace['text'][0]}<br>AUC of {shown(score[:-4])}: {auc:.3f}"]
+            trace["showlegend"] = panel == 0
             data.append(trace)
             title = {"text": f"AUC, {shown(score[:-4].replace('_', ' '))}"}
             layout[f"xaxis{number}"] = {"title": title, "range": [-0.03, 1.03]}
             unit = _unit("lift", metric) if panel % 2 == 0 else ""
             layout[f"yaxis{number}"] = {"title": {"text": unit}, "rangemode": "tozero"}
     text = (
-        f"Lift of {metric} on {model} against how well four simple scores tell fake from genuine users, without labels: "
-        "AUC 1: every fake stands out, 0.5: no better than by chance."
+        f"Lift of {metric} on {model} against how well simple scores tell fake from genuine users, without labels: AUC "
+        "1: every fake stands out, 0.5: no better than by chance."
     )
     return Figure("Stealth against lift", text, data, layout, section)
 
