@@ -14,8 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recbole_robust.report_html import html
+from recbole_robust.report_latex import latex
 from recbole_robust.report_markdown import markdown
 from recbole_robust.report_page import Page, make_page
+from recbole_robust.report_pictures import pictures as pictures_of
 from recbole_robust.report_published import Published, load_published
 from recbole_robust.types import UserError
 
@@ -52,7 +55,9 @@ def render_markdown(results: Sequence[Mapping[str, Any]], **options: Any) -> str
     return markdown(make_page(results, **options))
 
 
-def write_report(folder: str | Path, out: str | Path | None = None, format: str | None = None) -> Path:
+def write_report(
+    folder: str | Path, out: str | Path | None = None, format: str | None = None, pictures: bool = False
+) -> Path:
     """Render the results below a folder, one part a grid, and return the path of the page.
 
     Each grid's ``grid.json`` gives the order of its labels and its report options; a cell that this grid no longer has
@@ -62,26 +67,26 @@ def write_report(folder: str | Path, out: str | Path | None = None, format: str 
         folder: searched with everything below it.
         out: the file to write; where None, ``report.md``, ``report.tex`` or ``report.html`` in the folder.
         format: ``markdown``, ``latex`` or ``html``; where None, what the suffix of ``out`` says, else Markdown.
+        pictures: Markdown only: draw ``<name of the page>-attacks.svg`` and ``-defenses.svg`` beside it, and show them.
 
     Raises:
-        UserError: no results, an unreadable file, or an unknown format.
+        UserError: no results, an unreadable file, an unknown format, or ``pictures`` with another than Markdown.
     """
     if format is None:
         format = next((name for name, suffix in FORMATS.items() if out and Path(out).suffix == suffix), "markdown")
     if format not in FORMATS:
         raise UserError(f"format: expected {', '.join(FORMATS)}, got {format!r}")
+    if pictures and format != "markdown":
+        raise UserError(f"pictures: expected the format markdown (an HTML page has figures of its own), got {format}")
     pages = load_pages(folder)
+    path = Path(out) if out is not None else Path(folder) / f"report{FORMATS[format]}"
     if format == "markdown":
-        text = "\n".join(markdown(page) for page in pages)
+        drawn = [_draw(page, path, i) if pictures else {} for i, page in enumerate(pages)]
+        text = "\n".join(markdown(page, its) for page, its in zip(pages, drawn, strict=True))
     elif format == "latex":
-        from recbole_robust.report_latex import latex  # here, as each format needs its own module only
-
         text = latex(pages)
     else:
-        from recbole_robust.report_html import html
-
         text = html(pages, str(folder))
-    path = Path(out) if out is not None else Path(folder) / f"report{FORMATS[format]}"
     write_text(path, text)
     return path
 
@@ -127,6 +132,16 @@ def write_text(path: Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _draw(page: Page, path: Path, number: int) -> dict[str, str]:
+    """Write the pictures of a page beside it; their file names to what they show."""
+    shown = {}
+    for kind, (picture, text) in pictures_of(page).items():
+        name = f"{path.stem}-{kind}.svg" if number == 0 else f"{path.stem}-{number + 1}-{kind}.svg"
+        write_text(path.with_name(name), picture)
+        shown[name] = text
+    return shown
 
 
 def _read_json(path: Path) -> Any:

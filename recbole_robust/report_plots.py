@@ -102,28 +102,11 @@ def _frontiers(page: Page, section: Section) -> Iterator[Figure]:
                 f"{100 * kept.mean:.1f} % of {name} kept"
                 for (attack, _), share in zip(marks, x, strict=True)
             ]
-            colour, symbol = _mark(i)
-            data.append(
-                {
-                    "type": "scatter",
-                    "mode": "lines+markers",
-                    "name": shown(one.method),
-                    "x": [max(value, FARTHEST) for value in x],
-                    "y": [100 * kept.mean] * len(x),
-                    "text": lines,
-                    "hovertemplate": "%{text}<extra></extra>",
-                    "line": {"color": colour, "width": 1},
-                    "marker": {
-                        "color": colour,
-                        "size": [*[6] * len(removed), 13],
-                        "symbol": [f"{symbol}-open" if value < FARTHEST else symbol for value in x],
-                    },
-                }
-            )
+            data += _defense(i, one.method, x, 100 * kept.mean, lines)
         text = (
             "Each defense is a line: small marks are the attacks, the large one is their mean. At the right the lift "
-            f"of {metric} on {page.undefended} is gone; at 100 and above no {name} on clean data is lost. A mark left of "
-            f"{FARTHEST:.0f} stands on the edge, open."
+            f"of {metric} on {page.undefended} is gone; at 100 and above no {name} on clean data is lost. A mark left "
+            f"of {FARTHEST:.0f} stands on the edge, open."
         )
         layout = {
             "xaxis": {"title": {"text": "share of the lift removed, %"}, "range": [FARTHEST - 4, 108]},
@@ -134,6 +117,31 @@ def _frontiers(page: Page, section: Section) -> Iterator[Figure]:
             ],
         }
         yield Figure(f"Lift removed against {name} kept", text, data, layout, section)
+
+
+def _defense(i: int, method: str, x: Sequence[float], y: float, lines: Sequence[str]) -> list[dict[str, Any]]:
+    """A line through the attacks, and the large mark of their mean, which is the last of ``x`` and ``lines``."""
+    colour, symbol = _mark(i)
+    common = {"type": "scatter", "name": shown(method), "legendgroup": shown(method), "cliponaxis": False}
+    parts: list[dict[str, Any]] = [
+        {"mode": "lines+markers", "line": {"color": colour, "width": 1}, "showlegend": False},
+        {"mode": "markers"},
+    ]
+    for part, size, some in ((parts[0], 6, slice(None, -1)), (parts[1], 13, slice(-1, None))):
+        beyond = [value < FARTHEST for value in x[some]]
+        part |= {
+            **common,
+            "x": [max(value, FARTHEST) for value in x[some]],
+            "y": [y] * len(beyond),
+            "text": list(lines[some]),
+            "hovertemplate": "%{text}<extra></extra>",
+            "marker": {
+                "color": colour,
+                "size": size,
+                "symbol": [f"{symbol}-open" if far else symbol for far in beyond] if any(beyond) else symbol,
+            },
+        }
+    return parts
 
 
 def _budgets(page: Page, section: Section) -> Iterator[Figure]:
@@ -174,7 +182,7 @@ def _stealth(page: Page, section: Section) -> Figure | None:
             number = "" if panel == 0 else str(panel + 1)
             auc = math.fsum(values) / len(values)
             trace = _trace(i, attack, [(auc, lift)])
-            trace |= {"xaxis": f"x{number}", "yaxis": f"y{number}", "legendgroup": trace["name"]}
+            trace |= {"xaxis": f"x{number}", "yaxis": f"y{number}"}
             trace["text"] = [f"{trace['text'][0]}<br>AUC of {shown(score[:-4])}: {auc:.3f}"]
             trace["showlegend"] = panel == 0
             data.append(trace)
@@ -202,7 +210,9 @@ def _trace(i: int, name: str, points: Sequence[tuple[Any, Measured]]) -> dict[st
     return {
         "type": "scatter",
         "mode": "markers",
+        "cliponaxis": False,
         "name": shown(name),
+        "legendgroup": shown(name),
         "x": [x for x, *_ in told],
         "y": [k * interval.mean for _, _, interval, k in told],
         "error_y": {"type": "data", "symmetric": False, "arrayminus": arms[0], "array": arms[1], "thickness": 1.2},

@@ -14,6 +14,7 @@ SOURCE = Path(__file__).parents[1] / PACKAGE
 
 REPORT = tuple(f"report_{part}" for part in (
     "tables", "compare", "budget", "published", "settings", "page", "markdown", "latex", "html", "plots", "svg",
+    "pictures",
 ))  # fmt: skip
 LAYERS = (
     ("compat", "types", "randomness", "properties_path"),
