@@ -48,3 +48,26 @@ def write(folder: Path, cells: list[dict[str, Any]]) -> Path:
     for i, one in enumerate(cells):
         write_text(folder / f"cell{i:03d}.json", json.dumps(one))
     return folder
+
+
+def full_grid(methods: tuple[str, ...] = ("MF", "MF + AT"), n_seeds: int = 5) -> list[dict[str, Any]]:
+    """Cells with everything that a report shows: two target sets, budgets, stealth, settings, a defense."""
+    cells = []
+    for method in methods:
+        for attack, n_fakes in (("Average", 30), ("Average, 1 %", 10), ("Random", 30)):
+            for target_set in ("apt_1", "random_0"):
+                for seed in range(n_seeds):
+                    one = cell(method, attack, seed, target_set)
+                    lift = {**one["lift"]}
+                    lift["targethr@50"] *= (n_fakes / 30) * (0.5 if method != methods[0] else 1.0)
+                    auc = 0.9 if attack == "Random" else 0.6
+                    stealth = {"popularity_auc": auc, "pca_auc": 0.5 + 0.01 * seed, "tvd": 0.2}
+                    more = {"poison": {"n_fake_users": n_fakes, "stealth": stealth}, "n_genuine": 1000}
+                    config = {
+                        "epochs": 25,
+                        "defense": method.partition(" + ")[2] or None,
+                        "attack_size": n_fakes / 1000,
+                    }
+                    attacked = {name: one["clean"][name] + value for name, value in lift.items()}
+                    cells.append({**one, **more, "lift": lift, "attacked": attacked, "config": config})
+    return cells
