@@ -37,7 +37,8 @@ def html(pages: Sequence[Page], source: str) -> str:
     parts = [line for i, page in enumerate(pages) for line in _part(page, f"p{i}", drawn)]
     scripts = [get_plotlyjs(), (_FOLDER / "report_draw.js").read_text(encoding="utf-8")]
     allowed = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
-    policy = f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
+    # 'unsafe-eval': plotly.js before 3 compiles functions of its own when it is loaded
+    policy = f"default-src 'none'; script-src {allowed} 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:"
     title = pages[0].title if len(pages) == 1 else f"{len(pages)} reports of {source}"
     lines = [
         "<!DOCTYPE html>",
@@ -165,7 +166,15 @@ def _table(table: Table) -> Iterable[str]:
 def _header(table: Table) -> Iterable[str]:
     groups = grouped(table.header)
     if all(group is None for group, _ in groups):
-        yield "<tr>" + "".join(f'<th scope="col">{escape(name)}</th>' for name in table.header) + "</tr>"
+        label = ' class="label"'
+        yield (
+            "<tr>"
+            + "".join(
+                f'<th scope="col"{label if i < table.n_labels else ""}>{escape(name)}</th>'
+                for i, name in enumerate(table.header)
+            )
+            + "</tr>"
+        )
         return
     upper, lower = "", ""
     for group, names in groups:

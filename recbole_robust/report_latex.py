@@ -17,7 +17,8 @@ HEAD = r"""\documentclass{article}
 \usepackage[a4paper,landscape,margin=15mm]{geometry}
 \begin{document}
 """
-WIDE = 7  # columns; a table with more is scaled down to the width of the text
+WIDE = 7  # columns of numbers; a table with more goes on in another
+LONG = 190  # letters of a row, about; a table with more is scaled down to the width of the text
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -77,22 +78,38 @@ def _page(page: Page) -> Iterable[str]:
 
 
 def _table(table: Table) -> Iterable[str]:
-    wide = len(table.header) > WIDE
-    yield from (r"\begin{table}[htbp]", r"\centering", rf"\caption{{{escape(table.title)}}}", r"\small")
-    if wide:
-        yield r"\resizebox{\textwidth}{!}{%"
-    columns = "l" * table.n_labels + "r" * (len(table.header) - table.n_labels)
-    yield from (rf"\begin{{tabular}}{{@{{}}{columns}@{{}}}}", r"\toprule")
-    yield from _header(table.header)
-    yield r"\midrule"
-    for row in table.rows:
-        yield " & ".join(_text(cell) for cell in row) + r" \\"
-    yield from (r"\bottomrule", r"\end{tabular}")
-    if wide:
-        yield "}"
-    yield r"\end{table}"
+    pieces = list(_pieces(table))
+    for number, columns in enumerate(pieces, start=1):
+        of = f" ({number} of {len(pieces)})" if len(pieces) > 1 else ""
+        rows = [" & ".join(_text(row[i]) for i in columns) + r" \\" for row in table.rows]
+        wide = max(map(len, rows), default=0) - 4 * max((row.count("$") for row in rows), default=0) > LONG
+        yield from (r"\begin{table}[htbp]", r"\centering", rf"\caption{{{escape(table.title + of)}}}", r"\small")
+        if wide:
+            yield r"\resizebox{\textwidth}{!}{%"
+        spec = "l" * table.n_labels + "r" * (len(columns) - table.n_labels)
+        yield from (rf"\begin{{tabular}}{{@{{}}{spec}@{{}}}}", r"\toprule")
+        yield from _header([table.header[i] for i in columns])
+        yield from (r"\midrule", *rows, r"\bottomrule", r"\end{tabular}")
+        if wide:
+            yield "}"
+        yield r"\end{table}"
     for note in table.notes:
         yield from ("", rf"{{\footnotesize {escape(note)}\par}}")
+
+
+def _pieces(table: Table) -> Iterable[list[int]]:
+    """The columns of a table, over several where they are too many for one; each begins with the labels."""
+    labels, piece = list(range(table.n_labels)), list(range(table.n_labels))
+    column = table.n_labels
+    for _, names in grouped(table.header[table.n_labels :]):
+        for start in range(0, len(names), WIDE):
+            some = list(range(column, column + len(names[start : start + WIDE])))
+            column += len(some)
+            if len(piece) > len(labels) and len(piece) + len(some) > len(labels) + WIDE:
+                yield piece
+                piece = list(labels)
+            piece = piece + some
+    yield piece
 
 
 def _header(header: Sequence[str]) -> Iterable[str]:

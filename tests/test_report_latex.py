@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from report_cells import METRICS, cell
 
-from recbole_robust.report_latex import escape, latex
+from recbole_robust.report_latex import WIDE, escape, latex
 from recbole_robust.report_page import make_page
 from recbole_robust.report_tables import Measured
 
@@ -36,7 +36,7 @@ def test_numbers_are_those_of_the_page() -> None:
     page = make_page(cells(), title="T", metrics=METRICS, published="purifyaug_table1")
     rows = rows_of(latex([page]))
     expected = [row for section in page.sections for table in section.tables for row in table.rows]
-    assert len(rows) == len(expected) > 6
+    assert len(rows) == len(expected) > 6  # none of these tables goes on in another
     for row, cells_ in zip(rows, expected, strict=True):
         assert len(row) == len(cells_)
         for text, value in zip(row, cells_, strict=True):
@@ -45,6 +45,21 @@ def test_numbers_are_those_of_the_page() -> None:
                 assert value.published is None or f"({value.published:g})" in text
             elif isinstance(value, str):
                 assert text == escape(value)
+
+
+def test_a_wide_table_goes_on_in_another() -> None:
+    """Nothing is lost, no attack is torn apart, and each part begins with the methods."""
+    attacks = [f"A{i}" for i in range(5)]
+    page = make_page([cell(attack=attack) for attack in attacks], title="T", metrics=["targethr@50"])
+    text = latex([page])
+    first, second = rows_of(text)
+    assert first[0] == second[0] == "MF" and len(first) - 1 <= WIDE and len(second) - 1 <= WIDE
+    (row,) = page.sections[0].tables[0].rows
+    told = [number for part in (first, second) for cell_ in part for number in re.findall(r"\$(.+?)\$", cell_)]
+    assert told == [number for one in row if isinstance(one, Measured) for number in one.numbers]
+    heads = re.findall(r"\\multicolumn\{(\d)\}\{c\}\{(\w+)\}", text)
+    assert heads == [("2", attack) for attack in attacks]
+    assert "points (1 of 2)}" in text and "points (2 of 2)}" in text
 
 
 def test_the_arrow_says_where_the_interval_lies() -> None:
