@@ -18,7 +18,8 @@ HEAD = r"""\documentclass{article}
 \begin{document}
 """
 WIDE = 7  # columns of numbers; a table with more goes on in another
-LONG = 190  # letters of a row, about; a table with more is scaled down to the width of the text
+TALL = 34  # rows on a page
+LONG = 160  # letters of a row, about; a table with more is scaled down to the width of the text
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -71,6 +72,7 @@ def _page(page: Page) -> Iterable[str]:
             yield from (_typewriter(command), "")
         for table in section.tables:
             yield from (*_table(table), "")
+        yield from (r"\clearpage", "")  # tables float, but not into the next section
     yield from _list("Failed cells", page.failed)
     yield from _list("Files left out: cells that the grid no longer has", page.left_out)
     if page.made_with:
@@ -78,11 +80,12 @@ def _page(page: Page) -> Iterable[str]:
 
 
 def _table(table: Table) -> Iterable[str]:
-    pieces = list(_pieces(table))
-    for number, columns in enumerate(pieces, start=1):
+    parts = [table.rows[start : start + TALL] for start in range(0, len(table.rows), TALL)] or [[]]
+    pieces = [(columns, some) for columns in _pieces(table) for some in parts]
+    for number, (columns, some) in enumerate(pieces, start=1):
         of = f" ({number} of {len(pieces)})" if len(pieces) > 1 else ""
-        rows = [" & ".join(_text(row[i]) for i in columns) + r" \\" for row in table.rows]
-        wide = max(map(len, rows), default=0) - 4 * max((row.count("$") for row in rows), default=0) > LONG
+        rows = [" & ".join(_text(row[i]) for i in columns) + r" \\" for row in some]
+        wide = max((len(row) - row.count("$") for row in rows), default=0) > LONG
         yield from (r"\begin{table}[htbp]", r"\centering", rf"\caption{{{escape(table.title + of)}}}", r"\small")
         if wide:
             yield r"\resizebox{\textwidth}{!}{%"

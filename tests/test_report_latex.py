@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from report_cells import METRICS, cell
 
-from recbole_robust.report_latex import WIDE, escape, latex
+from recbole_robust.report_latex import TALL, WIDE, escape, latex
 from recbole_robust.report_page import make_page
 from recbole_robust.report_tables import Measured
 
@@ -60,6 +60,13 @@ def test_a_wide_table_goes_on_in_another() -> None:
     heads = re.findall(r"\\multicolumn\{(\d)\}\{c\}\{(\w+)\}", text)
     assert heads == [("2", attack) for attack in attacks]
     assert "points (1 of 2)}" in text and "points (2 of 2)}" in text
+
+
+def test_a_tall_table_goes_on_in_another() -> None:
+    page = make_page([cell(f"M{i:02d}") for i in range(TALL + 1)], title="T", metrics=["targethr@50"])
+    text = latex([page])
+    assert [row[0] for row in rows_of(text)] == [f"M{i:02d}" for i in range(TALL + 1)]
+    assert text.count(r"\begin{tabular}") == text.count(r"\toprule") == 2
 
 
 def test_the_arrow_says_where_the_interval_lies() -> None:
