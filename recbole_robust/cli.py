@@ -191,8 +191,10 @@ def _report(words: list[str], keys: dict[str, str], arguments: list[str]) -> Non
 
     if len(words) != 1 or set(keys) - {"out", "format", "pictures"}:
         raise UserError("report: expected a folder (and --format=markdown|latex|html, --pictures, --out=<file>)")
-    pictures = keys.get("pictures", "false").lower() == "true"
-    print(f"report: {write_report(words[0], keys.get('out'), keys.get('format'), pictures)}")
+    pictures = keys.get("pictures", "false").lower()
+    if pictures not in ("true", "false"):
+        raise UserError(f"report: --pictures: expected true or false, got {keys['pictures']!r}")
+    print(f"report: {write_report(words[0], keys.get('out'), keys.get('format'), pictures == 'true')}")
 
 
 COLUMNS = ("targethr", "hit", "recall", "ndcg", "tailhit", "itemcoverage")

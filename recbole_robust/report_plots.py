@@ -71,7 +71,7 @@ def _targets(page: Page, section: Section) -> Figure | None:
                 "marker": {"symbol": "diamond-open", "size": 12, "line": {"width": 2}, "color": PALETTE[-1]},
             }
         )
-    text = f"{metric} of {model} on clean data and under each attack, by target set, with 95 % intervals."
+    text = f"{metric} of {model} on clean data and under each attack, by target set; 95 % intervals over seeds."
     if known:
         text += " Open diamonds: the published values, for the publication's own targets and settings."
     layout = {

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from typing import Any
 import pytest
 from report_cells import METRICS, cell, full_grid, write
 
+from recbole_robust import cli
+from recbole_robust.benchmark import _chosen
+from recbole_robust.grid import expand, load_grid
+from recbole_robust.properties_path import properties_dir
 from recbole_robust.report import load_pages, write_report
 from recbole_robust.report_compare import shares
 from recbole_robust.report_html import html
@@ -132,6 +137,18 @@ def test_commands_settings_failures_and_files_left_out() -> None:
     assert "for seed in 0 1 2 3 4; do" in text and "--seed=$seed" in text
     assert "1 of 61 cells failed" in text and "ValueError: a &lt; b" in text and "<li>old.json</li>" in text
     assert "attack_size: 0.01" in text and '<th scope="row">epochs</th><td>25</td>' in text
+
+
+def test_the_command_of_a_section_runs_its_cells_and_no_others() -> None:
+    source = properties_dir() / "benchmark" / "defenses_ml-100k.yaml"
+    cells = expand(load_grid(source))
+    page = page_of(full_grid(), source=str(source))
+    for section in page.sections:
+        words, keys = cli.parse(shlex.split(page.command(section) or "")[2:])
+        assert words == ["benchmark", str(source)]
+        chosen = _chosen(cells, keys["only"])
+        wanted = [one for one in cells if section.target_set in (None, one.target_set)]
+        assert chosen == wanted and wanted
 
 
 def test_settings_are_told_under_the_label_that_they_follow() -> None:
@@ -292,3 +309,14 @@ def test_formats(tmp_path: Path) -> None:
     assert write_report(tmp_path, tmp_path / "y.txt").read_text().startswith("# ")
     with pytest.raises(UserError, match="format: expected markdown, latex, html, got 'pdf'"):
         write_report(tmp_path, format="pdf")
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, [cell()])
+    assert cli.main(["report", str(tmp_path), "--format=html"]) == 0
+    assert capsys.readouterr().out == f"report: {tmp_path / 'report.html'}\n"
+    assert cli.main(["report", str(tmp_path), "--pictures"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} >= {"report.md", "report-attacks.svg"}
+    for wrong in ("--format=pdf", "--pictures=yes", "--colour=red"):
+        assert cli.main(["report", str(tmp_path), wrong]) == 2
+        assert capsys.readouterr().err.startswith("error: ")
