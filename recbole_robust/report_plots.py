@@ -87,9 +87,10 @@ def _frontiers(page: Page, section: Section) -> Iterator[Figure]:
     metric = section.metric or ""
     wanted = [n for base in ("hit", "tailhit") for n in section.accuracy if n.split("@")[0] == base]
     found = compare.shares(section.entries, metric, wanted or section.accuracy[:1], page.undefended, page.order)
+    methods = labels(section.entries, "method", page.order)  # a method has one mark in all figures
     for name in (wanted or section.accuracy[:1]) if found else ():
         data = []
-        for i, one in enumerate(found):
+        for one in found:
             kept = one.kept[name].interval
             removed = {attack: cell.interval.mean for attack, cell in one.removed.items() if cell.interval}
             if kept is None or not removed:
@@ -102,14 +103,18 @@ def _frontiers(page: Page, section: Section) -> Iterator[Figure]:
                 f"{100 * kept.mean:.1f} % of {name} kept"
                 for (attack, _), share in zip(marks, x, strict=True)
             ]
-            data += _defense(i, one.method, x, 100 * kept.mean, lines)
+            data += _defense(methods.index(one.method), one.method, x, 100 * kept.mean, lines)
+        highest = max((x for trace in data for x in trace["x"]), default=100.0)
         text = (
             "Each defense is a line: small marks are the attacks, the large one is their mean. At the right the lift "
             f"of {metric} on {page.undefended} is gone; at 100 and above no {name} on clean data is lost. A mark left "
             f"of {FARTHEST:.0f} stands on the edge, open."
         )
         layout = {
-            "xaxis": {"title": {"text": "share of the lift removed, %"}, "range": [FARTHEST - 4, 108]},
+            "xaxis": {
+                "title": {"text": "share of the lift removed, %"},
+                "range": [FARTHEST - 4, max(highest, 102.0) + 6],
+            },
             "yaxis": {"title": {"text": f"{name} kept, %"}, "rangemode": "tozero"},
             "shapes": [
                 {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 100, "y1": 100, **_RULE},

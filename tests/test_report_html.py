@@ -208,6 +208,16 @@ def test_figures_show_the_numbers_of_the_tables() -> None:
     assert x["Random", "x"] == pytest.approx([0.9]) and x["Average", "x2"] == pytest.approx([0.52])
 
 
+def test_a_method_has_the_same_mark_in_all_figures() -> None:
+    page = page_of(full_grid(("MF", "MF + AT", "Pop")))
+    _, hits, tail, budgets, _ = figures(page, "ml-100k")
+    marks: dict[str, set[tuple[str, str]]] = {}
+    for trace in [*hits.data, *tail.data, *budgets.data]:
+        marks.setdefault(trace["name"], set()).add((trace["marker"]["color"], trace["marker"]["symbol"]))
+    assert set(marks) == {"MF", "MF + AT", "Pop"} and all(len(its) == 1 for its in marks.values())
+    assert len(set.union(*marks.values())) == 3
+
+
 def test_a_defense_beyond_the_edge_stands_on_it() -> None:
     cells = full_grid(n_seeds=5)
     for one in cells:
