@@ -104,7 +104,7 @@ def _frontiers(page: Page, section: Section) -> Iterator[Figure]:
                 for (attack, _), share in zip(marks, x, strict=True)
             ]
             data += _defense(methods.index(one.method), one.method, x, 100 * kept.mean, lines)
-        highest = max((x for trace in data for x in trace["x"]), default=100.0)
+        right = 6 + max((x for trace in data for x in trace["x"]), default=100.0)
         text = (
             "Each defense is a line: small marks are the attacks, the large one is their mean. At the right the lift "
             f"of {metric} on {page.undefended} is gone; at 100 and above no {name} on clean data is lost. A mark left "
@@ -113,7 +113,7 @@ def _frontiers(page: Page, section: Section) -> Iterator[Figure]:
         layout = {
             "xaxis": {
                 "title": {"text": "share of the lift removed, %"},
-                "range": [FARTHEST - 4, max(highest, 102.0) + 6],
+                "range": [FARTHEST - 4, max(right, 108)],
             },
             "yaxis": {"title": {"text": f"{name} kept, %"}, "rangemode": "tozero"},
             "shapes": [
