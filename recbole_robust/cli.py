@@ -14,14 +14,14 @@ usage: recbole-robust [run] --model=<name> --dataset=<name> [--attack=<name>] [-
        recbole-robust attack --dataset=<name> --attack=<name> [--model=<name>] [--any_key=value ...]
        recbole-robust attack --dataset=<name> --from_json=<file>
        recbole-robust benchmark <grid.yaml> [--workers=0] [--only=<text>] [--retry-failed] [--force] [--output_dir=...]
-       recbole-robust report <folder> [--out=<file>]
+       recbole-robust report <folder> [--format=markdown|latex|html] [--pictures] [--out=<file>]
 
 run        train a model, attack it, measure it beside its baseline; prints a table and the path of result.json
 attack     make the fake profiles of an attack and train no victim; prints the path of the poison card, which
            --poison=<card> replays on any model. The model decides on the protocol only, and so on the split that the
            attack sees: MF if you name none, or BPR where the data set has no ratings
 benchmark  run a grid of such runs, one JSON a cell; goes on where it was
-report     render the cells of a folder as Markdown
+report     render the cells of a folder: Markdown (with --pictures: SVG beside it), LaTeX tables, or one HTML page
 
   -m, --model        MF, DampedMean, Pop, PurifyAugMF, PCMF, RGCF or any RecBole model; PurifyAug and ATJT go around
                      another (--base_model=BPR, --base_model=SASRec); SeqDCN: DCN that sees the sequence
@@ -40,7 +40,8 @@ Every key of properties/*.yaml and of RecBole can be given as --key=value; neste
 
 
 SHORT = {"-m": "--model", "-d": "--dataset", "-h": "--help"}
-FLAGS = {"force", "retry_failed", "help", "version", "tune", "dry_run"}  # true by themselves; no value after a blank
+# true by themselves; no value after a blank
+FLAGS = {"force", "retry_failed", "help", "version", "tune", "dry_run", "pictures"}
 WITH_HYPHEN = {"retry-failed", "dry-run", "config-files"}
 
 
@@ -188,9 +189,12 @@ def _report(words: list[str], keys: dict[str, str], arguments: list[str]) -> Non
     from recbole_robust.report import write_report
     from recbole_robust.types import UserError
 
-    if len(words) != 1 or set(keys) - {"out"}:
-        raise UserError("report: expected a folder (and --out=<file>)")
-    print(f"report: {write_report(words[0], keys.get('out'))}")
+    if len(words) != 1 or set(keys) - {"out", "format", "pictures"}:
+        raise UserError("report: expected a folder (and --format=markdown|latex|html, --pictures, --out=<file>)")
+    pictures = keys.get("pictures", "false").lower()
+    if pictures not in ("true", "false"):
+        raise UserError(f"report: --pictures: expected true or false, got {keys['pictures']!r}")
+    print(f"report: {write_report(words[0], keys.get('out'), keys.get('format'), pictures == 'true')}")
 
 
 COLUMNS = ("targethr", "hit", "recall", "ndcg", "tailhit", "itemcoverage")

@@ -1,4 +1,4 @@
-"""Intervals, paired tests and the attack-strength gate: the one module that reports, sweeps and tests count with.
+"""Intervals, paired tests, effect sizes, the attack-strength gate: the one module that reports and sweeps count with.
 
 The unit of a target metric is the (seed, target set) pair, that of accuracy the (seed, user). ``groups`` names the seed
 of each value: values of one seed share a split, initial vectors and a clean training, so they are not independent.
@@ -7,6 +7,10 @@ Reference:
     B. Efron and R. Tibshirani, An Introduction to the Bootstrap, 1993 (chapters 13 and 15).
     T. Hesterberg, What Teachers Should Know About the Bootstrap, The American Statistician 69(4), 2015 (section 3.2:
     percentile intervals are too narrow for small samples, by how much, and the correction by Student's quantile).
+    S. Holm, A Simple Sequentially Rejective Multiple Test Procedure, Scandinavian Journal of Statistics 6(2), 1979.
+    J. Cohen, Statistical Power Analysis for the Behavioral Sciences, 2nd edition, 1988 (d_z).
+    L. V. Hedges, Distribution Theory for Glass's Estimator of Effect Size and Related Estimators, Journal of
+    Educational Statistics 6(2), 1981 (the correction for small samples).
 """
 
 from __future__ import annotations
@@ -224,6 +228,82 @@ def attack_works(
         after, before, groups, n_permutations=n_permutations, alternative="greater", flip=flip, rng=rng
     )
     return Gate(p < alpha, float(after.mean()) > ceiling, float(after.mean() - before.mean()), p)
+
+
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """Adjust the p-values of a family of tests, so that comparing each with alpha keeps the family's level alpha.
+
+    The smallest of m is multiplied by m, the next by m - 1, and so on; none falls below one that was smaller before,
+    and none exceeds 1. It asks for no independence of the tests.
+
+    Shape: ``(m,)``, m >= 0, in any order -> ``(m,)`` in the same order.
+
+    Raises:
+        ValueError: a value outside [0, 1].
+    """
+    p = np.asarray(p_values, dtype=np.float64).ravel()
+    if not np.all((p >= 0) & (p <= 1)):
+        raise ValueError("p_values: expected numbers in [0, 1]")
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return adjusted
+
+
+def paired_effect_size(a: ArrayLike, b: ArrayLike) -> float:
+    """Hedges' g of paired differences: Cohen's d_z, the mean of ``a - b`` in units of its standard deviation (n - 1),
+    times ``1 - 3 / (4 (n - 1) - 1)``, without which few pairs overstate it.
+
+    It says how reliably the two differ from pair to pair, not how far they are apart: a small difference that is the
+    same in every pair is a large effect. So a report shows it beside the difference, never in its place.
+
+    Shape: ``a`` and ``b`` are ``(n,)``, n >= 1.
+
+    Returns:
+        g; nan for one pair; with equal differences 0 where they are 0, else an infinity of their sign.
+
+    Raises:
+        ValueError: no pairs, lengths that differ, or a value that is not finite.
+    """
+    first, second = _checked(a), _checked(b)
+    if len(first) != len(second):
+        raise ValueError(f"expected pairs, got {len(first)} and {len(second)} values")
+    differences = first - second
+    degrees, mean = len(differences) - 1, float(differences.mean())
+    if not degrees:
+        return math.nan
+    spread = float(differences.std(ddof=1))
+    scale = float(np.abs(first).max() + np.abs(second).max())
+    if spread <= 1e-12 * scale:  # rounding alone
+        return 0.0 if abs(mean) <= 1e-12 * scale else math.copysign(math.inf, mean)
+    return mean / spread * (1 - 3 / (4 * degrees - 1))
+
+
+def budget_area(budgets: ArrayLike, lifts: ArrayLike) -> float:
+    """The area under a budget curve over the largest budget: the mean lift over all budgets from none to the largest.
+
+    Between two budgets the lift is a straight line (trapezoids), and without fakes it is 0. It has the unit of the
+    lifts; where the lift is proportional to the budget, it is half of the last one. Areas are comparable only where
+    the largest budget is the same.
+
+    Args:
+        budgets: attack sizes, all > 0 and different, in any order.
+        lifts: the lift at each of them.
+
+    Shape: both are ``(n,)``, n >= 1.
+
+    Raises:
+        ValueError: lengths that differ, a value that is not finite, or budgets that are not > 0 and different.
+    """
+    sizes, values = _checked(budgets), _checked(lifts)
+    if len(sizes) != len(values):
+        raise ValueError(f"lifts: expected {len(sizes)} values, one a budget, got {len(values)}")
+    order = np.argsort(sizes)
+    x, y = np.concatenate([[0.0], sizes[order]]), np.concatenate([[0.0], values[order]])
+    steps = np.diff(x)
+    if not np.all(steps > 0):
+        raise ValueError("budgets: expected numbers above 0, all different")
+    return float(np.sum(steps * (y[1:] + y[:-1]) / 2) / x[-1])
 
 
 def student_quantile(p: float, degrees: int) -> float:

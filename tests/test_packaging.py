@@ -84,6 +84,7 @@ def test_wheel_holds_properties(built):
     assert {f"recbole_robust/properties/{name}" for name in properties()} <= names
     modules = {p.relative_to(REPOSITORY).as_posix() for p in (REPOSITORY / "recbole_robust").rglob("*.py")}
     assert modules <= names
+    assert {"recbole_robust/report/style.css", "recbole_robust/report/draw.js"} <= names
     assert not [name for name in names if name.split("/")[0] in ("tests", "dataset", "docs", "properties")]
     assert any(name.endswith("LICENSE") for name in names)
 

@@ -11,53 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from report_cells import METRICS, cell, write
 
 from recbole_robust import report
 from recbole_robust.properties_path import properties_dir
-from recbole_robust.report import load_published, load_results, render_markdown, write_report, write_text
+from recbole_robust.report import load_published, load_results, render_markdown, write_report
 from recbole_robust.statistics import hierarchical_bootstrap
 from recbole_robust.types import UserError
-
-METRICS = ["targethr@50", "hit@50", "recall@50", "tailhit@50"]
-
-
-def cell(
-    method: str = "MF", attack: str | None = "Average", seed: int = 0, target_set: str = "apt_1", **more: Any
-) -> dict[str, Any]:
-    clean = {"targethr@50": 0.04 + 0.001 * seed, "hit@50": 0.23, "recall@50": 0.23, "tailhit@50": 0.1}
-    attacked = {**clean, "targethr@50": 0.3 + 0.01 * seed, "hit@50": 0.22}
-    lift = {name: attacked[name] - clean[name] for name in clean}
-    result = {
-        "schema_version": 1,
-        "command": f"python run_recbole_robust.py --model={method} --dataset=ml-100k --attack={attack} --seed={seed}",
-        "model": method,
-        "dataset": "ml-100k",
-        "attack": attack and attack.split(",")[0],
-        "defense": None,
-        "seed": seed,
-        "clean": clean,
-        "attacked": attacked if attack else None,
-        "lift": lift if attack else None,
-        "baseline": None,
-        "device": "cpu",
-        "threads": 2,
-        "versions": {"python": "3.11.7", "torch": "2.9.0"},
-        "cell": {
-            "grid": "g",
-            "dataset": "ml-100k",
-            "attack": attack,
-            "method": method,
-            "target_set": target_set,
-            "seed": seed,
-        },
-    }
-    return {**result, **more}
-
-
-def write(folder: Path, cells: list[dict[str, Any]]) -> Path:
-    for i, one in enumerate(cells):
-        write_text(folder / f"cell{i:03d}.json", json.dumps(one))
-    return folder
 
 
 def table(page: str, heading: str) -> list[list[str]]:
@@ -126,6 +86,12 @@ def test_published_columns_by_method() -> None:
     assert "(31.33)" not in render(
         [cell(dataset="ml-1m", cell={**cell()["cell"], "dataset": "ml-1m"})], published=published
     )
+
+
+def test_published_stands_beside_its_own_targets_alone() -> None:
+    for target_set, shown in (("apt_1", True), ("random_0", False)):
+        labelled = cell(cell={**cell()["cell"], "target_set": target_set})
+        assert ("(31.33)" in render([labelled], published="purifyaug_table1")) is shown
 
 
 def test_published_of_another_cutoff_is_not_shown() -> None:

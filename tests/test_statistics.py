@@ -1,4 +1,4 @@
-"""Intervals, the sign-flip test and the gate against known answers, brute force and simulation."""
+"""Everything of statistics.py against known answers, brute force and simulation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 from recbole_robust.statistics import (
     Interval,
     attack_works,
+    budget_area,
     hierarchical_bootstrap,
+    holm,
+    paired_effect_size,
     paired_permutation_test,
     student_quantile,
 )
@@ -233,3 +236,98 @@ def test_gate_needs_five_pairs() -> None:
     assert not attack_works([0.0] * 4, [0.5] * 4, rng=rng()).significant
     assert attack_works([0.0] * 5, [0.5] * 5, rng=rng()).significant
     assert not attack_works([0.0] * 5, [0.5] * 5, [0, 0, 0, 1, 1], flip="group", rng=rng()).significant
+
+
+# -- Holm ----------------------------------------------------------------------------------------------------------
+
+
+def test_holm_known_answer() -> None:
+    """By hand: 4 x 0.005, 3 x 0.01, 2 x 0.03, and 0.04, which may not fall below 0.06."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == pytest.approx([1.0, 1.0])
+    assert holm([0.2]) == pytest.approx([0.2]) and holm([]).shape == (0,)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.floats(0.01, 0.5))
+def test_holm_rejects_what_the_step_down_procedure_rejects(p: list[float], alpha: float) -> None:
+    """The adjusted values against the procedure itself: go up from the smallest, stop at the first that is kept."""
+    adjusted, rejected = holm(p), set()
+    for step, i in enumerate(np.argsort(p, kind="stable")):
+        if p[i] * (len(p) - step) > alpha:
+            break
+        rejected.add(int(i))
+    assert {i for i, value in enumerate(adjusted) if value <= alpha} == rejected
+    assert all(after >= before for before, after in zip(p, adjusted, strict=True))
+    assert list(holm(p[::-1]))[::-1] == pytest.approx(list(adjusted))
+
+
+def test_holm_keeps_the_level_of_the_family() -> None:
+    generator, n_families = rng(8), 2000
+    wrong = sum(holm(generator.random(10)).min() <= 0.05 for _ in range(n_families))
+    assert wrong / n_families == pytest.approx(0.05, abs=0.017)
+
+
+@pytest.mark.parametrize("p", [[-0.1], [1.1], [math.nan]])
+def test_holm_refuses(p: list[float]) -> None:
+    with pytest.raises(ValueError, match="expected numbers in"):
+        holm(p)
+
+
+# -- effect size ---------------------------------------------------------------------------------------------------
+
+
+def test_effect_size_known_answer() -> None:
+    """Differences 1, 2, 3: mean 2, standard deviation 1, two degrees of freedom: 2 (1 - 3/7)."""
+    assert paired_effect_size([2, 4, 6], [1, 2, 3]) == pytest.approx(2 * 4 / 7)
+
+
+@settings(deadline=None)
+@given(st.lists(quarters, min_size=2, max_size=10).filter(lambda d: len(set(d)) > 1), st.floats(0.5, 20))
+def test_effect_size_changes_sign_with_the_pairs_and_has_no_unit(differences: list[float], scale: float) -> None:
+    d, zero = np.array(differences), np.zeros(len(differences))
+    g = paired_effect_size(d, zero)
+    assert paired_effect_size(zero, d) == pytest.approx(-g)
+    assert paired_effect_size(scale * d, zero) == pytest.approx(g)
+    assert paired_effect_size(d + 7, zero + 7) == pytest.approx(g, abs=1e-9)
+
+
+def test_effect_size_is_unbiased_in_small_samples() -> None:
+    """What Hedges' correction is for: five pairs, a true effect of 1; without it the mean is 1.25."""
+    samples = rng(11).normal(1.0, 1.0, size=(20_000, 5))
+    values = [paired_effect_size(sample, np.zeros(5)) for sample in samples]
+    assert np.mean(values) == pytest.approx(1.0, abs=0.02)
+
+
+def test_effect_size_without_spread() -> None:
+    assert math.isnan(paired_effect_size([1.0], [0.0]))
+    assert paired_effect_size([0.3, 0.4], [0.3, 0.4]) == 0.0
+    assert paired_effect_size([0.1, 0.2], [0.3, 0.4]) == -math.inf  # equal but for rounding
+    with pytest.raises(ValueError, match="expected pairs"):
+        paired_effect_size([1.0], [1.0, 2.0])
+
+
+# -- area under the budget curve -----------------------------------------------------------------------------------
+
+
+def test_budget_area_known_answers() -> None:
+    assert budget_area([0.01], [0.4]) == pytest.approx(0.2)  # a line through 0
+    assert budget_area([0.01, 0.03], [0.3, 0.3]) == pytest.approx((0.01 * 0.15 + 0.02 * 0.3) / 0.03)
+
+
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=8, unique=True), st.floats(0.1, 5))
+def test_budget_area_is_a_mean(sizes: list[int], factor: float) -> None:
+    """Linear in the lifts, free of the unit of the budget and of the order; a proportional lift gives half of the
+    last; a budget in between that lies on the line changes nothing."""
+    lifts = [0.01 * size for size in sizes]
+    area = budget_area(sizes, lifts)
+    assert area == pytest.approx(max(lifts) / 2)
+    assert budget_area([factor * size for size in sizes], lifts) == pytest.approx(area)
+    assert budget_area(sizes, [factor * lift for lift in lifts]) == pytest.approx(factor * area)
+    assert budget_area(sizes[::-1], lifts[::-1]) == pytest.approx(area)
+    assert budget_area([200, *sizes], [2.0, *lifts]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("budgets, lifts", [([1, 1], [0, 0]), ([0, 1], [0, 0]), ([1], [0, 0]), ([1], [math.nan])])
+def test_budget_area_refuses(budgets: list[float], lifts: list[float]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        budget_area(budgets, lifts)

@@ -1,7 +1,8 @@
 """Result files as tables of measured numbers, before any markup: what a row is, which values a number averages.
 
 A row is a method, a column a metric on clean or on attacked data, a number the mean over seeds with its interval. The
-rendering (Markdown today) is ``report.py``'s business. Stdlib, numpy and ``statistics.py`` only.
+markup is the business of ``as_markdown.py``, ``as_latex.py`` and ``as_html.py``. Stdlib, numpy and
+``statistics.py`` only.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from recbole_robust.statistics import Gate, Interval, attack_works, hierarchical_bootstrap
+from recbole_robust.statistics import Interval, hierarchical_bootstrap
 from recbole_robust.types import UserError
 
 Key = tuple[int, str]  # (seed, target set): the unit that is averaged over
+Verdict = Literal["inside", "above", "below"]
 
 METRICS = ("targethr", "targetndcg", "targetrank", "hit", "recall", "ndcg", "tailhit", "itemcoverage")
 _PERCENT = re.compile(
@@ -35,7 +37,11 @@ _TARGET_OPTIONS = re.compile(r"target_(?!hr)|n_targets")
 
 @dataclass(frozen=True)
 class Entry:
-    """One result under the labels of its place in the tables; ``attack`` is None where nothing was attacked."""
+    """One result under the labels of its place in the tables; ``attack`` is None where nothing was attacked.
+
+    ``poison`` and ``n_genuine`` are the result's (empty and None where it has none), ``config`` its resolved settings;
+    a baseline's are not stored, so its ``config`` is empty.
+    """
 
     dataset: str
     target_set: str
@@ -48,6 +54,13 @@ class Entry:
     names: tuple[str, str | None]  # registry names behind the data set's and the attack's label
     command: str
     path: str
+    poison: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    n_genuine: int | None = None
+
+    def on_clean(self) -> Entry:
+        """The same place without its attack."""
+        return replace(self, attack=None, names=(self.names[0], None))
 
 
 @dataclass(frozen=True)
@@ -59,15 +72,44 @@ class Measured:
     signed: bool = False
     published: float | None = None
 
+    @property
+    def numbers(self) -> list[str]:
+        """The mean, and the ends of its interval where it has one, as they are shown; none where nothing was measured.
+
+        Percent and ranks have one digit after the point, small numbers three; a lift has its sign.
+        """
+        if self.interval is None:
+            return []
+        ends = [] if math.isnan(self.interval.low) else [self.interval.low, self.interval.high]
+        return [self._number(value) for value in (self.interval.mean, *ends)]
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Where the measurement lies beside the published value; None where one of them or the interval is missing."""
+        if self.interval is None or self.published is None or math.isnan(self.interval.low):
+            return None
+        published = self.published / 100 if self.percent else self.published
+        return "above" if self.interval.low > published else "below" if self.interval.high < published else "inside"
+
+    def _number(self, value: float) -> str:
+        digits = 1 if self.percent or abs(value) >= 10 else 3
+        value = round(100 * value if self.percent else value, digits) + 0.0  # + 0.0: no minus before a zero
+        return f"{value:+.{digits}f}" if self.signed else f"{value:.{digits}f}"
+
 
 @dataclass
 class Table:
-    """A table and the remarks below it; a row is its label cells, then :class:`Measured` or text."""
+    """A table and the remarks below it; a row is its label cells, then :class:`Measured` or text, read as numbers."""
 
     title: str
     header: list[str]
     rows: list[list[str | Measured]]
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def n_labels(self) -> int:
+        """Columns of text at the left; those behind them are numbers."""
+        return next((i for i, cell in enumerate(self.rows[0]) if isinstance(cell, Measured)), 1) if self.rows else 1
 
 
 Lookup = Callable[[Entry, str], float | None]  # (entry, metric) -> published percent; clean where entry.attack is None
@@ -91,6 +133,18 @@ def make_entries(results: Iterable[Mapping[str, Any]]) -> list[Entry]:
                 "folder that holds one of them"
             )
     return entries
+
+
+def grouped(header: Sequence[str]) -> list[tuple[str | None, list[str]]]:
+    """The columns of a table under common headings: ``A: attacked, A: lift`` are two under ``A``; None: no heading."""
+    groups: list[tuple[str | None, list[str]]] = []
+    for name in header:
+        above, colon, below = name.rpartition(": ")
+        group = above if colon else None
+        if not groups or groups[-1][0] != group:
+            groups.append((group, []))
+        groups[-1][1].append(below)
+    return groups
 
 
 def labels(entries: Iterable[Entry], axis: str, order: Mapping[str, Sequence[str]]) -> list[str]:
@@ -128,12 +182,12 @@ def target_table(
     table = Table(title, header, [])
     for method in labels(entries, "method", order):
         mine = [entry for entry in entries if entry.method == method]
-        cells = [_measure(mine, "clean", metric, published=published)]
+        cells = [measure(mine, "clean", metric, published=published)]
         for attack in attacks:
             at = [entry for entry in mine if entry.attack == attack]
-            cells += [_measure(at, "attacked", metric, published=published), _measure(at, "lift", metric)]
+            cells += [measure(at, "attacked", metric, published=published), measure(at, "lift", metric)]
         if any(cell.interval for cell in cells):
-            table.rows.append([method, *cells, _counts(cells)])
+            table.rows.append([method, *cells, counts(cells)])
             if _differs(mine, metric):
                 table.notes.append(
                     f"{method}: {metric} on clean data differs from attack to attack; their mean is shown."
@@ -152,76 +206,10 @@ def accuracy_table(
         for attack in labels(entries, "attack", order):
             conditions.append((attack, "attacked", [entry for entry in mine if entry.attack == attack]))
         for name, part, some in conditions:
-            cells = [_measure(some, part, metric) for metric in metrics]
+            cells = [measure(some, part, metric) for metric in metrics]
             if any(cell.interval for cell in cells):
-                table.rows.append([method, name, *cells, _counts(cells)])
+                table.rows.append([method, name, *cells, counts(cells)])
     return table
-
-
-def defense_table(
-    title: str,
-    entries: Sequence[Entry],
-    metric: str,
-    accuracy: Sequence[str],
-    undefended: str,
-    *,
-    order: Mapping[str, Sequence[str]],
-) -> Table:
-    """Rows: the other methods. Columns: share of the undefended lift that each removes, by attack; then the share of
-    each accuracy metric on clean data that it keeps.
-
-    Both are ratios of means over the units that method and undefended model share. Attacks too weak or too strong to
-    judge a defense by (:func:`gates`) are left out.
-    """
-    judged = [attack for attack, gate, _ in gates(entries, metric, undefended, order) if gate.works]
-    header = ["method", *(f"{attack}: removed, %" for attack in judged), *(f"{name} kept, %" for name in accuracy)]
-    table = Table(title, [*header, "seeds"], [])
-    of = {name: [e for e in entries if e.method == name] for name in labels(entries, "method", order)}
-    for method in (name for name in of if name != undefended and judged):
-        cells = []
-        for attack in judged:
-            plain, own = (
-                values_of([e for e in of[name] if e.attack == attack], "lift", metric) for name in (undefended, method)
-            )
-            cells.append(_share(plain, {key: plain[key] - own[key] for key in own if key in plain}))
-        for name in accuracy:
-            plain, own = (values_of(of[who], "clean", name) for who in (undefended, method))
-            cells.append(_share(plain, own))
-        if any(cell.interval for cell in cells[: len(judged)]):
-            table.rows.append([method, *cells, _counts(cells)])
-    return table
-
-
-def _share(whole: Mapping[Key, float], part: Mapping[Key, float]) -> Measured:
-    """The mean of ``part`` as a share of the mean of ``whole``, over the units that both have.
-
-    The interval is that of the ratio, linearised: where the share is the same in each unit, it is a point.
-    """
-    keys = [key for key in part if key in whole]
-    mean = math.fsum(whole[key] for key in keys) / len(keys) if keys else 0.0
-    if not mean:
-        return Measured(None, percent=True)
-    share = math.fsum(part[key] for key in keys) / len(keys) / mean
-    values = [share + (part[key] - share * whole[key]) / mean for key in keys]
-    return Measured(
-        hierarchical_bootstrap(values, [seed for seed, _ in keys], rng=np.random.default_rng(0)), percent=True
-    )
-
-
-def gates(
-    entries: Sequence[Entry], metric: str, undefended: str, order: Mapping[str, Sequence[str]]
-) -> list[tuple[str, Gate, int]]:
-    """For each attack on the undefended method: its gate and the number of pairs behind it."""
-    found = []
-    for attack in labels(entries, "attack", order):
-        at = [entry for entry in entries if entry.method == undefended and entry.attack == attack]
-        clean, attacked = values_of(at, "clean", metric), values_of(at, "attacked", metric)
-        keys = [key for key in clean if key in attacked]
-        if keys:
-            before, after = ([values[key] for key in keys] for values in (clean, attacked))
-            gate = attack_works(before, after, [seed for seed, _ in keys], rng=np.random.default_rng(0))
-            found.append((attack, gate, len(keys)))
-    return found
 
 
 def values_of(entries: Iterable[Entry], part: str, metric: str) -> dict[Key, float]:
@@ -234,7 +222,8 @@ def values_of(entries: Iterable[Entry], part: str, metric: str) -> dict[Key, flo
     return {key: math.fsum(values) / len(values) for key, values in sorted(pooled.items())}
 
 
-def _measure(entries: Sequence[Entry], part: str, metric: str, published: Lookup | None = None) -> Measured:
+def measure(entries: Sequence[Entry], part: str, metric: str, published: Lookup | None = None) -> Measured:
+    """The mean of a metric in one ``part`` (clean, attacked, lift) of some entries, with its interval."""
     values = values_of(entries, part, metric)
     percent = is_percent(metric)
     interval = None
@@ -243,18 +232,13 @@ def _measure(entries: Sequence[Entry], part: str, metric: str, published: Lookup
         interval = hierarchical_bootstrap(
             list(values.values()), [seed for seed, _ in values], rng=np.random.default_rng(0), bounds=bounds
         )
-    beside = (
-        published(
-            replace(entries[0], attack=None, names=(entries[0].names[0], None)) if part == "clean" else entries[0],
-            metric,
-        )
-        if published and values
-        else None
-    )
+    beside = None
+    if published and values:
+        beside = published(entries[0].on_clean() if part == "clean" else entries[0], metric)
     return Measured(interval, percent, signed=part == "lift", published=beside)
 
 
-def _counts(cells: Sequence[Measured]) -> str:
+def counts(cells: Sequence[Measured]) -> str:
     """Seeds behind a row, "8 to 10" where its numbers differ; with the number of values where sets are pooled."""
     intervals = [cell.interval for cell in cells if cell.interval]
     seeds, values = ({getattr(interval, name) for interval in intervals} for name in ("n_groups", "n"))
@@ -314,6 +298,9 @@ def _entries_of(result: Mapping[str, Any]) -> Iterable[Entry]:
             names=(str(result.get("dataset")), attack),
             command=command,
             path=str(result.get("path", "")),
+            poison=result.get("poison") or {},
+            config=(result.get("config") or {}) if numbers is result else {},
+            n_genuine=result.get("n_genuine"),
         )
 
 

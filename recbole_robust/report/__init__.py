@@ -1,0 +1,179 @@
+"""Result files -> one page in Markdown, LaTeX or HTML. A table is rendered from files, never from memory.
+
+What a page says: ``page.py``; its tables: ``tables.py``, ``compare.py``, ``budget.py``; how it is written:
+``as_markdown.py``, ``as_latex.py``, ``as_html.py``.
+
+Stdlib, numpy and ``statistics.py`` only: a report needs neither torch nor recbole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole_robust.report.as_html import html
+from recbole_robust.report.as_latex import latex
+from recbole_robust.report.as_markdown import markdown
+from recbole_robust.report.page import Page, make_page
+from recbole_robust.report.pictures import pictures as pictures_of
+from recbole_robust.report.published import Published, load_published
+from recbole_robust.types import UserError
+
+__all__ = ["Published", "load_pages", "load_published", "load_results", "render_markdown", "write_report", "write_text"]
+
+SCHEMA_VERSION = 1
+GRID_FILE = "grid.json"  # what a benchmark leaves beside its cells: the order of labels, its cells, its report options
+REPORT_OPTIONS = ("title", "metrics", "published", "undefended")
+FORMATS = {"markdown": ".md", "latex": ".tex", "html": ".html"}  # and the suffix of each
+
+
+def load_results(folder: str | Path) -> list[dict[str, Any]]:
+    """Read every result below a folder: JSON files with the keys ``schema_version`` and ``command``, sorted by path.
+
+    Each result has one more key, ``path``: its file relative to the folder. Other JSON files are passed over.
+
+    Raises:
+        UserError: the folder is not there, or a file is not JSON or not a result we can read; the message names it.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise UserError(f"{root}: expected a folder of result files, there is none")
+    results = []
+    for path in sorted(root.rglob("*.json")):
+        result = _read_json(path)
+        if isinstance(result, dict) and {"schema_version", "command"} <= result.keys():
+            _check(result, path)
+            results.append({**result, "path": path.relative_to(root).as_posix()})
+    return results
+
+
+def render_markdown(results: Sequence[Mapping[str, Any]], **options: Any) -> str:
+    """Render results as one Markdown page; the options are those of :func:`recbole_robust.report.page.make_page`."""
+    return markdown(make_page(results, **options))
+
+
+def write_report(
+    folder: str | Path, out: str | Path | None = None, format: str | None = None, pictures: bool = False
+) -> Path:
+    """Render the results below a folder, one part a grid, and return the path of the page.
+
+    Each grid's ``grid.json`` gives the order of its labels and its report options; a cell that this grid no longer has
+    (its settings have changed since) is left out of the tables and listed.
+
+    Args:
+        folder: searched with everything below it.
+        out: the file to write; where None, ``report.md``, ``report.tex`` or ``report.html`` in the folder.
+        format: ``markdown``, ``latex`` or ``html``; where None, what the suffix of ``out`` says, else Markdown.
+        pictures: Markdown only: draw ``<name of the page>-attacks.svg`` and ``-defenses.svg`` beside it, and show them.
+
+    Raises:
+        UserError: no results, an unreadable file, an unknown format, or ``pictures`` with another than Markdown.
+    """
+    if format is None:
+        format = next((name for name, suffix in FORMATS.items() if out and Path(out).suffix == suffix), "markdown")
+    if format not in FORMATS:
+        raise UserError(f"format: expected {', '.join(FORMATS)}, got {format!r}")
+    if pictures and format != "markdown":
+        raise UserError(f"pictures: expected the format markdown (an HTML page has figures of its own), got {format}")
+    pages = load_pages(folder)
+    path = Path(out) if out is not None else Path(folder) / f"report{FORMATS[format]}"
+    if format == "markdown":
+        drawn = [_draw(page, path, i) if pictures else {} for i, page in enumerate(pages)]
+        text = "\n".join(markdown(page, its) for page, its in zip(pages, drawn, strict=True))
+    elif format == "latex":
+        text = latex(pages)
+    else:
+        text = html(pages, str(folder))
+    write_text(path, text)
+    return path
+
+
+def load_pages(folder: str | Path) -> list[Page]:
+    """What :func:`write_report` renders: one page a grid below the folder, and one of the results outside any grid.
+
+    Raises:
+        UserError: no results, or an unreadable file.
+    """
+    root = Path(folder)
+    results = load_results(root)
+    if not results:
+        raise UserError(f"{root}: expected result files below it, found none")
+    grids = {path.parent.relative_to(root).as_posix(): _read_grid(path) for path in sorted(root.rglob(GRID_FILE))}
+    parts: dict[str | None, list[dict[str, Any]]] = {}
+    for result in results:
+        parent = Path(result["path"]).parent.as_posix()
+        parts.setdefault(parent if result.get("cell") else None, []).append(result)
+    pages = []
+    for place, some in parts.items():
+        grid = grids.get(place, {}) if place is not None else {}
+        cells = set(grid.get("cells", ())) if "cells" in grid else {Path(result["path"]).stem for result in some}
+        used = [result for result in some if Path(result["path"]).stem in cells]
+        left_out = [result["path"] for result in some if Path(result["path"]).stem not in cells]
+        options = {key: value for key, value in grid.get("report", {}).items() if key in REPORT_OPTIONS}
+        name = grid.get("name") or (some[0].get("cell") or {}).get("grid") or root.resolve().name
+        options = {"title": name, "order": grid.get("axes"), "source": grid.get("source"), **options}
+        pages.append(make_page(used, left_out=left_out, **options))
+    return pages
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: under a temporary name in the same folder, then renamed.
+
+    Raises:
+        OSError: it cannot be written; nothing half-written is left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _draw(page: Page, path: Path, number: int) -> dict[str, str]:
+    """Write the pictures of a page beside it; their file names to what they show."""
+    shown = {}
+    for kind, (picture, text) in pictures_of(page).items():
+        name = f"{path.stem}-{kind}.svg" if number == 0 else f"{path.stem}-{number + 1}-{kind}.svg"
+        write_text(path.with_name(name), picture)
+        shown[name] = text
+    return shown
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: expected a JSON file, got one that cannot be read ({error})") from None
+
+
+def _read_grid(path: Path) -> dict[str, Any]:
+    grid = _read_json(path)
+    if not isinstance(grid, dict) or not all(isinstance(grid.get(key, {}), dict) for key in ("report", "axes")):
+        raise UserError(f"{path}: expected the file that a benchmark leaves beside its cells, got something else")
+    return grid
+
+
+def _check(result: Mapping[str, Any], path: Path) -> None:
+    if result["schema_version"] != SCHEMA_VERSION:
+        raise UserError(f"{path}: schema_version: expected {SCHEMA_VERSION}, got {result['schema_version']!r}")
+    cell = result.get("cell")
+    if cell is not None and not (
+        isinstance(cell, dict) and {"dataset", "method"} <= cell.keys() and isinstance(cell.get("seed"), int)
+    ):
+        raise UserError(f"{path}: cell: expected a mapping with dataset, method and a whole seed, got {cell!r}")
+    if "error" in result:
+        return
+    if cell is None and not {"dataset", "model"} <= result.keys():
+        raise UserError(f"{path}: expected the keys dataset and model of a result, they are missing")
+    for place in (result, result.get("baseline") or {}):
+        for part in ("clean", "attacked", "lift"):
+            numbers = place.get(part) or {}
+            if not isinstance(numbers, dict) or any(
+                not isinstance(value, int | float | None) or isinstance(value, bool) for value in numbers.values()
+            ):
+                raise UserError(f"{path}: {part}: expected metric names with numbers, got {str(numbers)[:80]!r}")

@@ -1,0 +1,169 @@
+"""Methods against the undefended model: what attacks do to it, what a defense removes of that, and what it costs.
+
+Every comparison passes the gate of :func:`recbole_robust.statistics.attack_works` first: an attack that does nothing to
+the undefended model, or saturates it, judges no defense. Stdlib, numpy and ``statistics.py`` only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from recbole_robust.report.tables import Entry, Key, Measured, Table, counts, is_percent, labels, values_of
+from recbole_robust.statistics import (
+    EXACT_LIMIT,
+    Gate,
+    attack_works,
+    hierarchical_bootstrap,
+    holm,
+    paired_effect_size,
+    paired_permutation_test,
+)
+
+ALPHA = 0.05
+N_PERMUTATIONS = 10_000
+
+Order = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What one method removes of the undefended lift, by attack, and what it keeps of its accuracy on clean data."""
+
+    method: str
+    removed: Mapping[str, Measured]
+    kept: Mapping[str, Measured]
+
+
+def shares(
+    entries: Sequence[Entry], metric: str, accuracy: Sequence[str], undefended: str, order: Order
+) -> list[Shares]:
+    """The shares of every method but the undefended one that is measured under an attack that judges defenses.
+
+    Both are ratios of means over the units that method and undefended model share. Attacks too weak or too strong to
+    judge a defense by (:func:`gates`) are left out.
+    """
+    judged = [attack for attack, gate, _ in gates(entries, metric, undefended, order) if gate.works]
+    of = {name: [e for e in entries if e.method == name] for name in labels(entries, "method", order)}
+    found = []
+    for method in (name for name in of if name != undefended and judged):
+        removed, kept = {}, {}
+        for attack in judged:
+            plain, own = _paired([of[undefended], of[method]], attack, metric)
+            removed[attack] = _share(plain, {key: plain[key] - own[key] for key in own if key in plain})
+        for name in accuracy:
+            plain, own = (values_of(of[who], "clean", name) for who in (undefended, method))
+            kept[name] = _share(plain, own)
+        if any(cell.interval for cell in removed.values()):
+            found.append(Shares(method, removed, kept))
+    return found
+
+
+def defense_table(
+    title: str, entries: Sequence[Entry], metric: str, accuracy: Sequence[str], undefended: str, *, order: Order
+) -> Table:
+    """Rows: the other methods. Columns: their :func:`shares`, of the lift by attack, then of accuracy."""
+    found = shares(entries, metric, accuracy, undefended, order)
+    judged = list(found[0].removed) if found else []
+    header = ["method", *(f"{attack}: removed, %" for attack in judged), *(f"{name} kept, %" for name in accuracy)]
+    table = Table(title, [*header, "seeds"], [])
+    for one in found:
+        cells = [*one.removed.values(), *one.kept.values()]
+        table.rows.append([one.method, *cells, counts(cells)])
+    return table
+
+
+def comparison_table(title: str, entries: Sequence[Entry], metric: str, undefended: str, *, order: Order) -> Table:
+    """Rows: each other method under each attack that judges defenses. Columns: its lift minus the undefended model's,
+    p-value, p-value after Holm over the table, effect size, verdict and number of pairs.
+
+    A pair is a seed and a target set that both have.
+    """
+    header = ["method", "attack", "difference of lifts", "p", "p (Holm)", "Hedges' g", "verdict", "pairs"]
+    table = Table(title, header, [])
+    tests: list[tuple[str, str, Measured, float, float, int]] = []
+    of = {name: [e for e in entries if e.method == name] for name in labels(entries, "method", order)}
+    judged = [attack for attack, gate, _ in gates(entries, metric, undefended, order) if gate.works]
+    for method in (name for name in of if name != undefended):
+        for attack in judged:
+            plain, own = _paired([of[undefended], of[method]], attack, metric)
+            keys = [key for key in own if key in plain]
+            if keys:
+                before, after = ([values[key] for key in keys] for values in (plain, own))
+                rng = np.random.default_rng(0)
+                p = paired_permutation_test(after, before, n_permutations=N_PERMUTATIONS, rng=rng)
+                change = [a - b for a, b in zip(after, before, strict=True)]
+                interval = hierarchical_bootstrap(change, [seed for seed, _ in keys], rng=np.random.default_rng(0))
+                difference = Measured(interval, is_percent(metric), signed=True)
+                tests.append((method, attack, difference, p, paired_effect_size(after, before), len(keys)))
+    for (method, attack, difference, p, effect, n), adjusted in zip(tests, holm([t[3] for t in tests]), strict=True):
+        size = "-" if math.isnan(effect) else f"{effect:+.1f}".replace("inf", "∞")
+        cells = [_p_value(p), _p_value(float(adjusted)), size, _verdict(difference, float(adjusted)), str(n)]
+        table.rows.append([method, attack, difference, *cells])
+    if tests:
+        table.notes.append(
+            f"Two-sided sign-flip tests against {undefended} under the same attack, paired by seed and target set (the "
+            "pairs of one seed share a split; they are taken to be independent all the same); Holm over the "
+            f"{len(tests)} tests of this table, level {ALPHA:g}. Hedges' g: the mean of the differences in units of "
+            "their standard deviation over the pairs, corrected for few pairs; below 0 where the lift is less."
+        )
+        most = max(n for *_, n in tests)
+        if attainable(most) * len(tests) > ALPHA:
+            table.notes.append(
+                f"With at most {most} pairs p cannot fall below {attainable(most):.2g}: after Holm over {len(tests)} "
+                "tests nothing here can be significant, whatever the defenses do."
+            )
+    return table
+
+
+def attainable(n_pairs: int) -> float:
+    """The smallest two-sided p-value that a sign-flip test of so many pairs can give."""
+    return 2.0 ** (1 - n_pairs) if n_pairs <= EXACT_LIMIT else 1 / (1 + N_PERMUTATIONS)
+
+
+def gates(entries: Sequence[Entry], metric: str, undefended: str, order: Order) -> list[tuple[str, Gate, int]]:
+    """For each attack on the undefended method: its gate and the number of pairs behind it."""
+    found = []
+    for attack in labels(entries, "attack", order):
+        at = [entry for entry in entries if entry.method == undefended and entry.attack == attack]
+        clean, attacked = values_of(at, "clean", metric), values_of(at, "attacked", metric)
+        keys = [key for key in clean if key in attacked]
+        if keys:
+            before, after = ([values[key] for key in keys] for values in (clean, attacked))
+            gate = attack_works(before, after, [seed for seed, _ in keys], rng=np.random.default_rng(0))
+            found.append((attack, gate, len(keys)))
+    return found
+
+
+def _verdict(difference: Measured, p: float) -> str:
+    if p >= ALPHA or difference.interval is None:
+        return "not shown"
+    return "less lift" if difference.interval.mean < 0 else "more lift"
+
+
+def _p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _paired(both: Sequence[Sequence[Entry]], attack: str, metric: str) -> list[dict[Key, float]]:
+    """The lifts under one attack, by unit: of the undefended model and of a method."""
+    return [values_of([e for e in some if e.attack == attack], "lift", metric) for some in both]
+
+
+def _share(whole: Mapping[Key, float], part: Mapping[Key, float]) -> Measured:
+    """The mean of ``part`` as a share of the mean of ``whole``, over the units that both have.
+
+    The interval is that of the ratio, linearised: where the share is the same in each unit, it is a point.
+    """
+    keys = [key for key in part if key in whole]
+    mean = math.fsum(whole[key] for key in keys) / len(keys) if keys else 0.0
+    if not mean:
+        return Measured(None, percent=True)
+    share = math.fsum(part[key] for key in keys) / len(keys) / mean
+    values = [share + (part[key] - share * whole[key]) / mean for key in keys]
+    return Measured(
+        hierarchical_bootstrap(values, [seed for seed, _ in keys], rng=np.random.default_rng(0)), percent=True
+    )

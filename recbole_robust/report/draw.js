@@ -1,0 +1,85 @@
+
+"use strict";
+(() => {
+  const root = document.documentElement;
+  const figures = JSON.parse(document.getElementById("figures").textContent);
+  const plots = figures.map((_, i) => document.getElementById(`figure${i}`));
+  const axis = { fixedrange: true, automargin: true, zeroline: false, ticks: "", gridcolor: "#888" };
+
+  function layout(figure, width, short) {
+    // The legend stands below the plot: as many rows as its names need at this width.
+    const names = figure.data.filter((trace) => trace.showlegend !== false).map((trace) => trace.name);
+    let rows = 1;
+    let used = 0;
+    for (const name of names) {
+      const wide = 45 + 7 * name.length;
+      if (used && used + wide > width - 60) {
+        rows += 1;
+        used = 0;
+      }
+      used += wide;
+    }
+    const panels = figure.layout.grid ? figure.layout.grid.rows : 1;
+    const plot = (panels > 1 ? 230 * panels : 330) * (short ? 0.6 : 1);
+    const height = plot + 75 + 25 * rows;
+    const own = JSON.parse(JSON.stringify(figure.layout));
+    for (const name of Object.keys(own)) {
+      if (/^[xy]axis/.test(name)) {
+        own[name] = { ...axis, ...own[name] };
+        own[name].title = { standoff: 8, ...own[name].title };
+      }
+    }
+    return {
+      ...own,
+      height,
+      paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: "rgba(0,0,0,0)",
+      font: { family: "system-ui, sans-serif", size: 12, color: "#808080" },
+      margin: { l: 50, r: 12, t: 12, b: 60 },
+      hovermode: "closest",
+      dragmode: false,
+      showlegend: true,
+      legend: { orientation: "h", x: 0, xanchor: "left", y: -72 / plot, yanchor: "top" },
+    };
+  }
+
+  function draw(i, width, short) {
+    const options = { displayModeBar: false, displaylogo: false, responsive: false };
+    return Plotly.react(plots[i], figures[i].data, { ...layout(figures[i], width, short), width }, options);
+  }
+
+  function failed(i, error) {
+    const told = document.createElement("p");
+    told.className = "error";
+    told.textContent = `This figure could not be drawn (${error}); the tables below hold its numbers.`;
+    plots[i].replaceChildren(told);
+    console.error(error);
+  }
+
+  async function drawAll(width, short) {
+    let drawn = 0;
+    for (let i = 0; i < plots.length; i += 1) {
+      try {
+        await draw(i, width || plots[i].clientWidth, short);
+        drawn += 1;
+      } catch (error) {
+        failed(i, error);
+      }
+    }
+    root.dataset.drawn = drawn;
+  }
+
+  let last = window.innerWidth;
+  let waiting = 0;
+  window.addEventListener("resize", () => {
+    if (window.innerWidth !== last) {
+      last = window.innerWidth;
+      clearTimeout(waiting);
+      waiting = setTimeout(() => drawAll(), 150);
+    }
+  });
+  window.addEventListener("beforeprint", () => drawAll(480, true)); // half of a landscape page
+  window.addEventListener("afterprint", () => drawAll());
+  plots.forEach((plot) => plot.replaceChildren());
+  drawAll();
+})();

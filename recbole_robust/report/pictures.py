@@ -1,0 +1,102 @@
+"""The two pictures that matter, as SVG: what attacks do to the targets, and what defenses remove, and keep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from recbole_robust.report.compare import shares
+from recbole_robust.report.page import Page, Section
+from recbole_robust.report.svg import Dot, Panel, Series, dot_rows
+from recbole_robust.report.tables import Measured, is_percent, labels, measure
+
+PUBLISHED = Series("published", "grey", "diamond")
+ONE_ATTACK = Series("one attack", "orange", "small")
+ALL_ATTACKS = Series("mean over the attacks", "blue", "bar")
+KEPT = Series("", "blue", "circle")
+FARTHEST = -100.0  # as in the figures of the HTML page
+
+
+def attacks_picture(pages: Sequence[Page]) -> str | None:
+    """The target metric of the undefended model on clean data and under each attack; one panel a data set.
+
+    Shown are the first target set, with the published values where there are any, and all sets together. None: there
+    is nothing to show.
+    """
+    panels, rows, what = [], ["clean"], ""
+    for page in pages:
+        for dataset in page.datasets:
+            section = page.judging(dataset)
+            attacks = labels(section.entries, "attack", page.order)
+            if section.metric and attacks and is_percent(section.metric):
+                dots = _attack_dots(page, section, attacks)
+                if dots:
+                    what = f"{section.metric} of {page.undefended}"
+                    top = 25 * max(math.ceil(_highest(dots) / 25), 1)
+                    panels.append(Panel(dataset, 0, top, tuple(range(0, top + 1, 25)), dots, note=f"{what}, %"))
+                    rows += [attack for attack in attacks if attack not in rows]
+    return dot_rows(f"{what} on clean data and under each attack", rows, panels) if panels else None
+
+
+def defenses_picture(page: Page, dataset: str) -> str | None:
+    """Per defense: the share of the undefended lift that it removes under each attack, and the shares of accuracy that
+    it keeps on clean data. None: there is nothing to show."""
+    section = page.judging(dataset)
+    if section.metric is None:
+        return None
+    wanted = [n for b in ("hit", "tailhit", "itemcoverage") for n in section.accuracy if n.split("@")[0] == b]
+    found = shares(section.entries, section.metric, wanted, page.undefended, page.order)
+    if not found:
+        return None
+    removed = {}
+    for one in found:
+        each = [100 * cell.interval.mean for cell in one.removed.values() if cell.interval]
+        mean = [Dot(ALL_ATTACKS, math.fsum(each) / len(each))]
+        removed[one.method] = [Dot(ONE_ATTACK, value) for value in each] + mean if len(each) > 1 else mean
+    ticks = (FARTHEST, -50, 0, 50, 100)
+    panels = [Panel("Lift removed", FARTHEST, 108, ticks, removed, line=0, note=f"% of {page.undefended}'s")]
+    for name in wanted:
+        kept = {one.method: _dots(KEPT, one.kept[name], 100) for one in found}
+        top = 50 * math.ceil(max(_highest(kept), 100) / 50)
+        panels.append(Panel(name, 0, top, tuple(range(0, top + 1, 50)), kept, line=100, note="kept, %"))
+    title = f"{dataset}: share of the lift that each defense removes, and share of accuracy that it keeps"
+    return dot_rows(title, [one.method for one in found], panels)
+
+
+def pictures(page: Page) -> dict[str, tuple[str, str]]:
+    """The pictures of a page: a name to the SVG and to what it shows."""
+    found = {"attacks": (attacks_picture([page]), f"What the attacks do to {page.undefended}")}
+    for dataset in page.datasets:
+        name = "defenses" if len(page.datasets) == 1 else f"defenses-{dataset}"
+        found[name] = (defenses_picture(page, dataset), f"What the defenses remove and keep, {dataset}")
+    return {name: (picture, text) for name, (picture, text) in found.items() if picture is not None}
+
+
+def _attack_dots(page: Page, judging: Section, attacks: Iterable[str]) -> dict[str, list[Dot]]:
+    """The dots of one data set by row: its first target set and, if there are more, all of them together."""
+    metric = judging.metric or ""
+    sections = [section for section in page.sections if section.dataset == judging.dataset]
+    shown = [(sections[0], Series(f"targets {sections[0].target_set}", "blue", "circle"))]
+    if len(sections) > 1:
+        shown.append((judging, Series(f"all {len(sections) - 1} target sets", "orange", "square")))
+    dots: dict[str, list[Dot]] = {}
+    for row in ("clean", *attacks):
+        part = "clean" if row == "clean" else "attacked"
+        for section, series in shown:
+            mine = [e for e in section.entries if e.method == page.undefended and (part == "clean" or e.attack == row)]
+            lookup = page.published.lookup if page.published and section is sections[0] else None
+            cell = measure(mine, part, metric, published=lookup)
+            dots.setdefault(row, []).extend(_dots(series, cell, 100))
+            if cell.published is not None:
+                dots[row].append(Dot(PUBLISHED, cell.published))
+    return {row: some for row, some in dots.items() if some}
+
+
+def _highest(dots: Mapping[str, Sequence[Dot]]) -> float:
+    return max((dot.value for some in dots.values() for dot in some), default=0.0)
+
+
+def _dots(series: Series, cell: Measured, scale: float) -> list[Dot]:
+    if cell.interval is None:
+        return []
+    return [Dot(series, scale * cell.interval.mean, scale * cell.interval.low, scale * cell.interval.high)]

@@ -1,0 +1,70 @@
+"""The HTML report in a headless browser: `pytest -m browser -n 0`. Skipped where there is no Chromium."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from report_cells import METRICS, full_grid
+from test_report_html import EVIL, evil_page
+
+from recbole_robust.report import write_report
+from recbole_robust.report.as_html import html
+from recbole_robust.report.page import make_page
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(BROWSER is None, reason=f"no browser: none of {', '.join(BROWSERS)} is on the PATH"),
+]
+
+
+def opened(page: Path, profile: Path, *options: str) -> tuple[str, list[str]]:
+    """The document after its scripts have run, and what they wrote on the console. No name is resolved."""
+    command = [str(BROWSER), "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    command += ["--no-first-run", "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={profile}"]
+    command += ["--enable-logging=stderr", "--virtual-time-budget=30000", *options, "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def check(page: Path, profile: Path, *options: str) -> str:
+    """Every figure of a page is drawn, with as many marks as it has values, and the console is empty."""
+    document, console = opened(page, profile, *options)
+    assert console == []
+    n_figures = len(re.findall(r'id="figure\d+"', document))
+    assert f'data-drawn="{n_figures}"' in document
+    parts = re.split(r'id="figure\d+"', document)[1:]
+    for part in parts:
+        assert part.count('class="point"') >= 1 and 'class="main-svg"' in part
+    return document
+
+
+@pytest.mark.parametrize("options", [(), ("--window-size=500,900",), ("--blink-settings=preferredColorScheme=0",)])
+def test_every_figure_is_drawn(tmp_path: Path, options: tuple[str, ...]) -> None:
+    page = make_page(full_grid(), title="T", metrics=METRICS, published="purifyaug_table1")
+    path = tmp_path / "report.html"
+    path.write_text(html([page], "x"), encoding="utf-8")
+    document = check(path, tmp_path / "profile", *options)
+    assert document.count('class="plot js-plotly-plot"') == 5
+
+
+def test_names_do_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(html([evil_page()], EVIL), encoding="utf-8")
+    document = check(path, tmp_path / "profile")
+    assert "data-hacked" not in document
+    legend = re.findall(r'class="legendtext"[^>]*>([^<]*)<', document)
+    assert any("&lt;script&gt;" in text for text in legend)  # shown as it is
+
+
+@pytest.mark.skipif(not RESULTS.is_dir(), reason="no results/ here")
+def test_committed_results(tmp_path: Path) -> None:
+    path = write_report(RESULTS / "attacks_ml-1m", tmp_path / "report.html")
+    check(path, tmp_path / "profile")

@@ -1,0 +1,114 @@
+"""Defenses against the undefended model, and budget curves: every number of the tables by hand from invented cells."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from report_cells import METRICS, cell
+
+from recbole_robust.report import budget, compare
+from recbole_robust.report.page import make_page
+from recbole_robust.report.tables import Measured, Table, make_entries
+from recbole_robust.statistics import budget_area, holm, paired_effect_size, paired_permutation_test
+
+METRIC = "targethr@50"
+
+
+def with_lift(one: dict, lift: float) -> dict:
+    clean = one["clean"]
+    return {**one, "attacked": {**clean, METRIC: clean[METRIC] + lift}, "lift": {**one["lift"], METRIC: lift}}
+
+
+def lifts(method: str, attack: str, values: list[float]) -> list[dict]:
+    return [with_lift(cell(method, attack, seed), value) for seed, value in enumerate(values)]
+
+
+def comparison(cells: list[dict]) -> Table:
+    return compare.comparison_table("t", make_entries(cells), METRIC, "MF", order={})
+
+
+def test_the_tests_are_those_of_the_files() -> None:
+    plain = [0.30, 0.32, 0.31, 0.35, 0.33, 0.30, 0.36, 0.31]
+    half = [0.10, 0.20, 0.11, 0.19, 0.12, 0.18, 0.13, 0.17]
+    same = [0.31, 0.31, 0.32, 0.34, 0.34, 0.29, 0.37, 0.30]
+    table = comparison(lifts("MF", "Average", plain) + lifts("Half", "Average", half) + lifts("Same", "Average", same))
+    p = [paired_permutation_test(own, plain, rng=np.random.default_rng(0)) for own in (half, same)]
+    assert p[0] == 2 / 2**8  # all eight below: the smallest that eight pairs can give
+    adjusted = holm(p)
+    for row, method, own, one, after in zip(table.rows, ("Half", "Same"), (half, same), p, adjusted, strict=True):
+        difference = row[2]
+        assert isinstance(difference, Measured) and difference.interval is not None
+        assert difference.interval.mean == pytest.approx(np.mean(own) - np.mean(plain))
+        effect = paired_effect_size(own, plain)
+        assert row[:2] == [method, "Average"]
+        assert row[3:] == [f"{one:.3f}", f"{after:.3f}", f"{effect:+.1f}", row[6], "8"]
+    assert [row[6] for row in table.rows] == ["less lift", "not shown"]
+    assert table.header[4] == "p (Holm)" and "over the 2 tests of this table" in table.notes[0]
+
+
+def test_a_defense_that_helps_the_attacker_is_told() -> None:
+    plain = [0.30, 0.32, 0.31, 0.35, 0.33, 0.30, 0.36, 0.31]
+    (row,) = comparison(lifts("MF", "A", plain) + lifts("X", "A", [2 * value for value in plain])).rows
+    assert row[6] == "more lift" and row[2].numbers[0].startswith("+")  # type: ignore[union-attr]
+
+
+def test_an_attack_that_does_nothing_or_saturates_judges_nobody() -> None:
+    weak = [0.01, -0.01, 0.01, -0.01, 0.0, 0.0, 0.0, 0.0]
+    strong = [0.3] * 8
+    cells = lifts("MF", "weak", weak) + lifts("X", "weak", [-0.1] * 8)
+    cells += lifts("MF", "strong", strong) + lifts("X", "strong", [0.1] * 8)
+    cells += lifts("MF", "full", [0.9] * 8) + lifts("X", "full", [0.1] * 8)
+    assert [row[:2] for row in comparison(cells).rows] == [["X", "strong"]]
+
+
+def test_too_few_pairs_are_told() -> None:
+    """Five pairs cannot give p below 2/32."""
+    cells = lifts("MF", "A", [0.3] * 5) + lifts("X", "A", [0.0] * 5)
+    table = comparison(cells)
+    assert table.rows[0][3:7] == ["0.062", "0.062", "-∞", "not shown"]
+    assert "nothing here can be significant" in table.notes[1] and "0.062" in table.notes[1]
+    assert compare.attainable(5) == 2 / 32 and compare.attainable(14) == 2 / 2**14
+    assert compare.attainable(15) == pytest.approx(1e-4, rel=1e-3)
+
+
+def test_pairs_are_matched_by_seed_and_target_set() -> None:
+    cells = lifts("MF", "A", [0.1 * k for k in range(1, 9)]) + lifts("X", "A", [0.1 * k - 0.05 for k in range(1, 9)])
+    (row,) = comparison(cells[:12]).rows  # X has the seeds 0 to 3 only
+    assert row[7] == "4" and row[2].numbers[0] == "-5.0"  # type: ignore[union-attr]
+
+
+# -- budget curves -------------------------------------------------------------------------------------------------
+
+
+def sized(method: str, n_fakes: int, lift: float, seed: int = 0, **config: object) -> dict:
+    more = {"poison": {"n_fake_users": n_fakes}, "n_genuine": 1000, "config": {"attack_size": n_fakes / 1000, **config}}
+    attack = ", ".join(["Average", f"{n_fakes}", *(f"{key} {value}" for key, value in config.items())])
+    return {**with_lift(cell(method, attack, seed), lift), **more}
+
+
+def test_areas_are_those_of_the_files() -> None:
+    curve = {5: 0.05, 20: 0.3, 100: 0.4}
+    cells = [sized("MF", n, lift + 0.01 * seed, seed) for n, lift in curve.items() for seed in range(3)]
+    cells += [sized("X", n, 0.5 * lift) for n, lift in curve.items()]
+    page = make_page(cells, title="t", metrics=METRICS)
+    (table,) = [table for table in page.sections[-1].tables if table.title.startswith("Area")]
+    assert table.header == ["method", "Average, up to 10 % fakes", "seeds"]
+    areas = [budget_area([5, 20, 100], [lift + 0.01 * seed for lift in curve.values()]) for seed in range(3)]
+    first, second = (row[1] for row in table.rows)
+    assert isinstance(first, Measured) and first.interval is not None and first.interval.n_groups == 3
+    assert first.interval.mean == pytest.approx(np.mean(areas))
+    assert isinstance(second, Measured) and second.numbers == [f"{50 * areas[0]:+.1f}"]
+
+
+def test_a_method_without_one_of_the_sizes_has_no_area() -> None:
+    cells = [sized("MF", 5, 0.1), sized("MF", 10, 0.2), sized("X", 5, 0.1)]
+    table = budget.area_table(make_entries(cells), METRIC, order={})
+    assert [row[0] for row in table.rows] == ["MF"]
+
+
+def test_attacks_that_differ_in_more_than_size_are_on_different_curves() -> None:
+    cells = [sized("MF", n, 0.1, n_fillers=fillers) for n in (5, 10) for fillers in (20, 50)]
+    cells += [sized("MF", 30, 0.1, n_fillers=90)]
+    found = budget.curves(make_entries(cells), {})
+    assert [list(curve.sizes) for curve in found] == [[0.005, 0.01]] * 2
+    assert budget.curves(make_entries([cell(seed=seed) for seed in range(2)]), {}) == []
