@@ -178,7 +178,8 @@ OPTIONAL = {
     "unused_col", "threshold", "val_interval", "clip_grad_norm", "benchmark_filename", "attack_args", "defense_args",
     "target_sets", "always_metrics", "rating_metrics", "user_inter_num_interval", "item_inter_num_interval",
     "train_neg_sample_args", "base_model", "heldout_file", "poison", "checkpoint_dir", "gpu_id",
-    "baseline", "pair_chunk", "atjt_phase_epochs", "export_weights",
+    "baseline", "pair_chunk", "atjt_phase_epochs", "recogniser_history",
+    "export_weights",
 }  # fmt: skip
 
 CHECKS: dict[str, Check] = {
@@ -240,6 +241,7 @@ CHECKS: dict[str, Check] = {
     "replace_target_prob": number(0, 1),
     "recogniser": one_of("paper", "gru"),
     "recogniser_dim": whole(1),
+    "recogniser_history": whole(1),
     "recogniser_dropout": ("a number in [0, 1)", lambda v: _is_number(v) and 0 <= v < 1),
     "recogniser_mean_pool": FLAG,
     "recogniser_lr": number(0, open_low=True),

@@ -37,6 +37,14 @@ class Sequences(NamedTuple):
     def take(self, rows: Tensor) -> Sequences:
         return Sequences(*(part[rows] for part in self))
 
+    def last(self, n: int) -> Sequences:
+        """With the last ``n`` items of each history. Shape: ``histories`` ``(B, min(n, L))``."""
+        if n >= self.histories.shape[1]:
+            return self
+        start = (self.lengths - n).clamp(min=0)
+        histories = self.histories.gather(1, start[:, None] + torch.arange(n, device=start.device))
+        return Sequences(self.users, histories, self.lengths.clamp(max=n), self.targets)
+
     def to(self, device: torch.device) -> Sequences:
         return Sequences(*(part.to(device) for part in self))
 
@@ -47,6 +55,7 @@ class Joint:
 
     Attributes:
         fields: the columns of :class:`Sequences` in a batch.
+        history: items of a history that the recognisers see, the last ones; None: all.
         times: how many blocks of the same sequences a batch has; its negatives are in the later ones.
         label: the column that is 1 in the first block and 0 in the others, or None where negatives have no rows.
         phase_epochs: epochs that the base model learns from one fold; None: from all folds in every epoch.
@@ -57,6 +66,7 @@ class Joint:
 
     seed: int
     fields: tuple[str, str, str, str]
+    history: int | None
     times: int
     label: str | None
     lambda_: float
@@ -80,6 +90,7 @@ class Joint:
         return cls(
             seed=config["seed"],
             fields=(config["USER_ID_FIELD"], item + config["LIST_SUFFIX"], config["ITEM_LIST_LENGTH_FIELD"], item),
+            history=config["recogniser_history"],
             times=sampling["sample_num"] + pointwise if sampled else 1,
             label=config["LABEL_FIELD"] if sampled and pointwise else None,
             lambda_=config["atjt_lambda"],
@@ -110,7 +121,8 @@ class Joint:
 
     def sequences(self, rows: Any, n: int | None = None) -> Sequences:
         """The first ``n`` rows as sequences."""
-        return Sequences(*(rows[name][:n] for name in self.fields))
+        found = Sequences(*(rows[name][:n] for name in self.fields))
+        return found if self.history is None else found.last(self.history)
 
     def positives(self, interaction: Any) -> Sequences:
         """The first block of a batch: the sequences with what really came next."""

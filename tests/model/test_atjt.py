@@ -254,6 +254,21 @@ def test_pre_training_teaches_the_recognisers_alone(model_of):
     assert same(learned, model.auxiliary.state_dict()), "once"
 
 
+def test_the_recognisers_see_the_last_items_alone(model_of):
+    model, batch = model_of("SASRec", recogniser_history=3)
+    seen = model.joint.positives(batch)
+    longer = batch["item_length"] > 3
+    assert longer.any() and not longer.all()
+    for history, n, last in zip(batch["item_id_list"], batch["item_length"], seen.histories, strict=True):
+        assert last[last > 0].tolist() == history[:n][-3:].tolist()
+    older = copy_of(batch)
+    older["item_id_list"][longer, 0] = 1
+    weights = model.auxiliary.weights(seen)
+    assert torch.equal(model.auxiliary.weights(model.joint.positives(older)), weights)
+    everything, _ = model_of("SASRec", recogniser_history=None)
+    assert torch.equal(everything.joint.positives(batch).histories, batch["item_id_list"])
+
+
 @pytest.mark.parametrize("keys", [{"n_folds": 4}, {"recogniser": "gru"}, {"weight_normalize": "fold"},
                                   {"weight_normalize": "none", "atjt_detach": True}, {"replace_target_prob": 0.5},
                                   {"replace_by": "popularity", "n_replaced": 0.3, "weight_floor": 0.1}])  # fmt: skip
