@@ -13,14 +13,16 @@ USAGE = """\
 usage: recbole-robust [run] --model=<name> --dataset=<name> [--attack=<name>] [--any_key=value ...]
        recbole-robust attack --dataset=<name> --attack=<name> [--model=<name>] [--any_key=value ...]
        recbole-robust attack --dataset=<name> --from_json=<file>
-       recbole-robust benchmark <grid.yaml> [--workers=0] [--only=<text>] [--retry-failed] [--force] [--output_dir=...]
+       recbole-robust benchmark <grid.yaml> [--workers=0] [--address=<host:port>] [--only=<text>] [--retry-failed]
+                                [--dry-run] [--force] [--output_dir=...]
        recbole-robust report <folder> [--out=<file>]
 
 run        train a model, attack it, measure it beside its baseline; prints a table and the path of result.json
 attack     make the fake profiles of an attack and train no victim; prints the path of the poison card, which
            --poison=<card> replays on any model. The model decides on the protocol only, and so on the split that the
            attack sees: MF if you name none, or BPR where the data set has no ratings
-benchmark  run a grid of such runs, one JSON a cell; goes on where it was
+benchmark  run a grid of such runs, one JSON a cell; goes on where it was. --workers=2: two at once, on Ray;
+           --address: on a Ray cluster (auto: the one on this machine); --dry-run: what would run, about how long
 report     render the cells of a folder as Markdown
 
   -m, --model        MF, DampedMean, Pop, PurifyAugMF, PCMF, RGCF or any RecBole model; PurifyAug goes around another
@@ -171,17 +173,21 @@ def _complaints_of_recbole() -> Iterator[None]:
 def _benchmark(words: list[str], keys: dict[str, str], arguments: list[str]) -> None:
     from recbole_robust.benchmark import run_grid
     from recbole_robust.config import parse_value
+    from recbole_robust.schedule import plan_grid
     from recbole_robust.types import UserError
 
     if len(words) != 1:
         raise UserError(f"benchmark: expected one grid file, got {len(words)}")
     options: dict[str, Any] = {key: parse_value(value) for key, value in keys.items()}
-    known = {"output_dir", "workers", "force", "only", "retry_failed"}
+    known = {"output_dir", "workers", "address", "force", "only", "retry_failed", "dry_run"}
     for key in options:
         if key not in known:
             raise UserError(f"benchmark: unknown option --{key}; known: {', '.join(sorted(known))}")
-    report = run_grid(words[0], **{"output_dir": "output/benchmark", **options})
-    print(f"report: {report}")
+    options = {"output_dir": "output/benchmark", **options}
+    if options.pop("dry_run", False):
+        print(plan_grid(words[0], **options))
+        return
+    print(f"report: {run_grid(words[0], **options)}")
 
 
 def _report(words: list[str], keys: dict[str, str], arguments: list[str]) -> None:

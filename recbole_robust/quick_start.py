@@ -43,6 +43,7 @@ from recbole_robust.evaluation import (
     target_metrics,
 )
 from recbole_robust.evaluation.rating import rating_metrics
+from recbole_robust.file_lock import locked
 from recbole_robust.initialisation import build_model
 from recbole_robust.model.propagation import hasten
 from recbole_robust.poisoning import make_card, run_attack, stored_card
@@ -213,15 +214,34 @@ def _adding_users(config: Config, defense: TrainingDefense, train, room) -> Call
 
 def _fit_or_reuse(config: Config, trained: Trained, train_data, valid_data, cacheable: bool) -> None:
     """Fit the model and leave the best weights in it; a clean training of the same key is taken from the cache."""
-    trainer, path = trained.trainer, _clean_path(config)
-    if cacheable and not config["force"] and os.path.isfile(path):
-        try:
-            state = trainer.load_weights(path)
-            trainer.eval_collector.data_collect(train_data)
-            trained.valid_metrics, trained.best_epoch, trained.reused = state["valid_metrics"], state["epoch"], True
-            return
-        except UserError as error:
-            logger.warning("%s; training again", error)
+    if not cacheable or config["MODEL_TYPE"] == ModelType.TRADITIONAL:
+        _fit(config, trained, train_data, valid_data)
+        return
+    path = _clean_path(config)
+    if _reuse(config, trained, train_data, path):
+        return
+    with locked(path):  # of several processes one trains, and the others take its weights then
+        if not _reuse(config, trained, train_data, path):
+            _fit(config, trained, train_data, valid_data)
+            trained.trainer.save_weights(path, trained.best_epoch, trained.valid_metrics)
+
+
+def _reuse(config: Config, trained: Trained, train_data, path: str) -> bool:
+    """Whether the weights of a clean training were there to be taken."""
+    if config["force"] or not os.path.isfile(path):
+        return False
+    try:
+        state = trained.trainer.load_weights(path)
+    except UserError as error:
+        logger.warning("%s; training again", error)
+        return False
+    trained.trainer.eval_collector.data_collect(train_data)
+    trained.valid_metrics, trained.best_epoch, trained.reused = state["valid_metrics"], state["epoch"], True
+    return True
+
+
+def _fit(config: Config, trained: Trained, train_data, valid_data) -> None:
+    trainer = trained.trainer
     validates = bool(valid_data) and config["eval_step"] > 0
     keep = validates or bool(config["save_checkpoint"])
     _, valid_result = trainer.fit(train_data, valid_data, saved=keep, show_progress=config["show_progress"])
@@ -232,8 +252,6 @@ def _fit_or_reuse(config: Config, trained: Trained, train_data, valid_data, cach
     if keep and not config["save_checkpoint"]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(trainer.saved_model_file)
-    if cacheable and config["MODEL_TYPE"] != ModelType.TRADITIONAL:
-        trainer.save_weights(path, trained.best_epoch, trained.valid_metrics)
 
 
 def _clean_path(config: Config) -> str:

@@ -13,13 +13,13 @@ PACKAGE = "recbole_robust"
 SOURCE = Path(__file__).parents[1] / PACKAGE
 
 LAYERS = (
-    ("compat", "types", "randomness", "properties_path"),
+    ("compat", "types", "randomness", "properties_path", "file_lock"),
     ("arguments",),
     ("attacks", "trainer", "scores", "criterion_tap"),
     ("data", "evaluation", "defenses", "model", "initialisation"),
     ("config", "config_checks", "registry"),
     ("quick_start", "poisoning", "results", "tracking"),
-    ("statistics", "grid", "benchmark", "report", "report_tables", "sweep"),
+    ("statistics", "grid", "schedule", "benchmark", "report", "report_tables", "sweep", "sweep_file", "sweep_trial"),
     ("cli",),
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
