@@ -146,12 +146,15 @@ def _results(
         return
     output_dir = output_dir.absolute()
     places = {Path(str(cell.keys.get("output_dir", output_dir))).absolute() for cell in cells}
-    with _folders(place / name for place in places for name in RUN_FOLDERS), ray_cluster(workers, address) as n_workers:
+    with (
+        kept_folders(place / name for place in places for name in RUN_FOLDERS),
+        ray_cluster(workers, address) as n_workers,
+    ):
         yield from _Crew(n_workers, output_dir, force).results(CellQueue(cells))
 
 
 @contextlib.contextmanager
-def _folders(folders: Iterable[Path]) -> Iterator[None]:
+def kept_folders(folders: Iterable[Path]) -> Iterator[None]:
     """Folders that are there inside this block, so that no worker removes one that another is about to write into."""
     made = list(folders)
     for folder in made:
@@ -168,11 +171,14 @@ def _folders(folders: Iterable[Path]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def ray_cluster(workers: int, address: str | None = None) -> Iterator[int]:
+def ray_cluster(workers: int, address: str | None = None, gpus: int | None = None) -> Iterator[int]:
     """Ray inside this block: the one of ``address``, or one of its own on this machine, which only it can reach.
 
     Gives the number of workers that there is room for: ``workers``, or one a CPU where that is 0. A Ray that this
     process is connected to already is used, and stays.
+
+    Args:
+        gpus: that one of its own shall say it has; None: those that there are.
 
     Raises:
         UserError: no cluster at ``address``.

@@ -1,4 +1,4 @@
-"""The command line: ``run`` (also without a name), ``attack``, ``benchmark`` and ``report``."""
+"""The command line: ``run`` (also without a name), ``attack``, ``benchmark``, ``sweep`` and ``report``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ usage: recbole-robust [run] --model=<name> --dataset=<name> [--attack=<name>] [-
        recbole-robust attack --dataset=<name> --from_json=<file>
        recbole-robust benchmark <grid.yaml> [--workers=0] [--address=<host:port>] [--only=<text>] [--retry-failed]
                                 [--dry-run] [--force] [--output_dir=...]
+       recbole-robust sweep <sweep.yaml> [--workers=1] [--gpu_per_trial=0] [--address=<host:port>] [--resume] [--force]
+                            [--output_dir=...]
        recbole-robust report <folder> [--out=<file>]
 
 run        train a model, attack it, measure it beside its baseline; prints a table and the path of result.json
@@ -23,6 +25,8 @@ attack     make the fake profiles of an attack and train no victim; prints the p
            attack sees: MF if you name none, or BPR where the data set has no ratings
 benchmark  run a grid of such runs, one JSON a cell; goes on where it was. --workers=2: two at once, on Ray;
            --address: on a Ray cluster (auto: the one on this machine); --dry-run: what would run, about how long
+sweep      search for the best configuration by Ray Tune, on validation data only; writes trials.json, a table and
+           best.yaml, which --config_files=best.yaml takes; --resume goes on with a sweep that was stopped
 report     render the cells of a folder as Markdown
 
   -m, --model        MF, DampedMean, Pop, PurifyAugMF, PCMF, RGCF or any RecBole model; PurifyAug goes around another
@@ -42,7 +46,15 @@ Every key of properties/*.yaml and of RecBole can be given as --key=value; neste
 
 
 SHORT = {"-m": "--model", "-d": "--dataset", "-h": "--help"}
-FLAGS = {"force", "retry_failed", "help", "version", "tune", "dry_run"}  # true by themselves; no value after a blank
+FLAGS = {
+    "force",
+    "retry_failed",
+    "help",
+    "version",
+    "tune",
+    "dry_run",
+    "resume",
+}  # true by themselves; no value after a blank
 WITH_HYPHEN = {"retry-failed", "dry-run", "config-files"}
 
 
@@ -102,10 +114,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"recbole-robust {__version__}")
             return 0
         command = words.pop(0) if words else "run"
-        commands = {"run": _run, "attack": _attack, "benchmark": _benchmark, "report": _report}
+        commands = {"run": _run, "attack": _attack, "benchmark": _benchmark, "sweep": _sweep, "report": _report}
         if command not in commands:
             what = "option" if command.startswith("-") else "command"
-            raise UserError(f"unknown {what} {command!r}: expected run, attack, benchmark or report (--help says more)")
+            raise UserError(
+                f"unknown {what} {command!r}: expected run, attack, benchmark, sweep or report (--help says more)"
+            )
         commands[command](words, keys, arguments)
     except UserError as error:
         print("error:", str(error).replace("\n", " "), file=sys.stderr)
@@ -188,6 +202,22 @@ def _benchmark(words: list[str], keys: dict[str, str], arguments: list[str]) -> 
         print(plan_grid(words[0], **options))
         return
     print(f"report: {run_grid(words[0], **options)}")
+
+
+def _sweep(words: list[str], keys: dict[str, str], arguments: list[str]) -> None:
+    from recbole_robust.config import parse_value
+    from recbole_robust.sweep import run_sweep
+    from recbole_robust.types import UserError
+
+    if len(words) != 1:
+        raise UserError(f"sweep: expected one sweep file, got {len(words)}")
+    options: dict[str, Any] = {key: parse_value(value) for key, value in keys.items()}
+    known = {"output_dir", "workers", "address", "gpu_per_trial", "resume", "force"}
+    for key in options:
+        if key not in known:
+            raise UserError(f"sweep: unknown option --{key}; known: {', '.join(sorted(known))}")
+    with _complaints_of_recbole():
+        print(run_sweep(words[0], **{"output_dir": "output/sweep", **options}))
 
 
 def _report(words: list[str], keys: dict[str, str], arguments: list[str]) -> None:

@@ -48,7 +48,7 @@ from recbole_robust.initialisation import build_model
 from recbole_robust.model.propagation import hasten
 from recbole_robust.poisoning import make_card, run_attack, stored_card
 from recbole_robust.randomness import stage_rng
-from recbole_robust.tracking import tracking
+from recbole_robust.tracking import measuring, tracking
 from recbole_robust.trainer import get_trainer
 from recbole_robust.types import Detection, FakeProfiles, Outcome, TrainingDefense, UserError, Weigher
 
@@ -88,6 +88,19 @@ def train_and_evaluate(config: Config, card: PoisonCard | None = None, label: st
     )
 
 
+def watched_training(config: Config, card: PoisonCard | None, watch: Callable[[dict[str, float]], None]) -> None:
+    """A training for selection: ``watch`` is given what each epoch's model does on the validation rows and the targets.
+
+    As under ``tune: true``, one more row a user is held out where the split has no validation rows. Nothing is kept.
+
+    Raises:
+        UserError: the split has no validation rows and is not the one that gets them.
+    """
+    if config["eval_args"]["split"] == {"LS": "test_only"}:
+        config = config.derive(eval_args=_with_valid(config))
+    _train(config.derive(tune=False, cache_clean=False, save_checkpoint=False, eval_step=0), card, None, watch)
+
+
 def _with_valid(config: Config) -> dict[str, Any]:
     if config["eval_args"]["split"] != {"LS": "test_only"}:
         raise UserError(f"tune: expected eval_args.split {{'LS': 'test_only'}}, got {config['eval_args']['split']}")
@@ -115,7 +128,12 @@ class Trained:
         return torch.tensor(list(self.targets.values()))
 
 
-def _train(config: Config, card: PoisonCard | None, label: str | None) -> Trained:
+def _train(
+    config: Config,
+    card: PoisonCard | None,
+    label: str | None,
+    watch: Callable[[dict[str, float]], None] | None = None,
+) -> Trained:
     train_data, valid_data, test_data = prepare(config, card)
     splits = [train_data._dataset, valid_data._dataset, test_data._dataset]
     train = splits[0]
@@ -129,6 +147,11 @@ def _train(config: Config, card: PoisonCard | None, label: str | None) -> Traine
     ranks_in_test = attach_targets(trainer, splits, target_items)
     if config["track_every"]:
         trainer.after_epoch.append(tracking(config, splits, target_items))
+    if watch is not None:
+        if not len(splits[1].inter_feat):
+            raise UserError(f"eval_args: expected validation rows, got none by split {config['eval_args']['split']}")
+        measure = measuring(config, splits, target_items, "valid")
+        trainer.after_epoch.append(lambda trainer, epoch: watch(measure(trainer)))
     trained = Trained(trainer, test_data, splits, genuine, targets, ranks_in_test, detection=detection)
     started = time.perf_counter()
     _fit_or_reuse(config, trained, train_data, valid_data, cacheable=card is None and bool(config["cache_clean"]))
@@ -387,4 +410,11 @@ def baseline_config(config: Config, files, config_dict, command_line) -> Config 
     return Config(name, config["dataset"], None, given, dotted)
 
 
-__all__ = ["baseline_config", "make_card", "run_attack", "run_recbole_robust", "train_and_evaluate"]
+__all__ = [
+    "baseline_config",
+    "make_card",
+    "run_attack",
+    "run_recbole_robust",
+    "train_and_evaluate",
+    "watched_training",
+]

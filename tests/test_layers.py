@@ -19,7 +19,18 @@ LAYERS = (
     ("data", "evaluation", "defenses", "model", "initialisation"),
     ("config", "config_checks", "registry"),
     ("quick_start", "poisoning", "results", "tracking"),
-    ("statistics", "grid", "schedule", "benchmark", "report", "report_tables", "sweep", "sweep_file", "sweep_trial"),
+    (
+        "statistics",
+        "grid",
+        "schedule",
+        "benchmark",
+        "report",
+        "report_tables",
+        "sweep",
+        "sweep_file",
+        "sweep_book",
+        "sweep_trial",
+    ),
     ("cli",),
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
