@@ -193,7 +193,14 @@ def ray_cluster(workers: int, address: str | None = None, gpus: int | None = Non
         quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if address is None:
             with _environment(OMP_NUM_THREADS=str(threads_each(workers))):  # that of the processes which Ray starts
-                ray.init("local", num_cpus=workers, include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet)
+                ray.init(
+                    "local",
+                    num_cpus=workers,
+                    num_gpus=gpus,
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE,
+                    **quiet,
+                )
         else:
             _connect(address, quiet)
     try:

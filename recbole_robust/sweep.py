@@ -12,8 +12,10 @@ import importlib.util
 import logging
 import math
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -29,7 +31,7 @@ from recbole_robust.types import UserError
 
 logger = logging.getLogger(__name__)
 
-TUNE_SETTINGS = {  # Tune writes nothing that is read, and Ctrl-C stops at once
+TUNE_SETTINGS = {  # Tune writes nothing that is read, and Ctrl-C is ours
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
@@ -96,14 +98,15 @@ def _check_by_configs(sweep: Sweep, output_dir: str) -> int:
     """
     from recbole_robust.sweep_trial import trial_config  # here, so that a sweep can be read without torch
 
+    first, attacks = sweep.corners()[0], sweep.attacks or [{}]
+    asked = [(condition, values, attacks[0]) for condition in sweep.conditions for values in sweep.corners()]
+    asked += [(sweep.conditions[0], first, attack) for attack in attacks[1:]]
     epochs = 0
-    for condition in sweep.conditions:
-        for values in sweep.corners():
-            for attack in sweep.attacks or [{}]:
-                config = trial_config(sweep, condition, values, output_dir, sweep.target_sets[0], attack)
-                if sweep.attacks and not (config["attack"] or config["poison"]):
-                    raise UserError(f"attacks: expected an attack, got {attack!r}")
-                epochs = max(epochs, config["epochs"])
+    for condition, values, attack in asked:
+        config = trial_config(sweep, condition, values, output_dir, sweep.target_sets[0], attack)
+        if sweep.attacks and not (config["attack"] or config["poison"]):
+            raise UserError(f"attacks: expected an attack, got {attack!r}")
+        epochs = max(epochs, config["epochs"])
     if "epochs" in sweep.space:
         raise UserError("space: expected keys other than epochs (objective.epoch: best chooses it)")
     if sweep.scheduler == "asha" and sweep.grace > epochs:
@@ -145,7 +148,7 @@ def _search(
     show: Callable[[Mapping[str, Any]], None],
 ) -> None:
     """One search, of one condition."""
-    with _settings(TUNE_SETTINGS):
+    with _settings(TUNE_SETTINGS), _stopped_by_ctrl_c():
         from ray import tune
         from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
@@ -180,6 +183,7 @@ def _search(
                 resources_per_trial={"cpu": 1, "gpu": gpu_per_trial},
                 max_concurrent_trials=n_workers,
                 callbacks=[_recorder(condition, book, show)],
+                stop=_stopper(),
                 reuse_actors=True,
                 max_failures=ATTEMPTS - 1,
                 raise_on_failed_trial=False,
@@ -203,6 +207,49 @@ def _settings(values: Mapping[str, str]) -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
         for key in new:
             del os.environ[key]
+
+
+@contextlib.contextmanager
+def _stopped_by_ctrl_c() -> Iterator[None]:
+    """After Ctrl-C in this block Tune ends its trials, and the interruption comes then; once more, and it comes now."""
+
+    def stop(*_: Any) -> None:
+        if _ctrl_c.is_set():
+            raise KeyboardInterrupt
+        _ctrl_c.set()
+
+    _ctrl_c.clear()
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if _ctrl_c.is_set():
+        raise KeyboardInterrupt
+
+
+_ctrl_c = threading.Event()
+
+
+def is_stopped() -> bool:
+    """Whether Ctrl-C was pressed in the search that goes on."""
+    return _ctrl_c.is_set()
+
+
+def _stopper() -> Any:
+    from ray.tune import Stopper
+
+    class CtrlC(Stopper):  # Tune pickles it: with the name of the function, not with the event
+        def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            return is_stopped()
+
+    return CtrlC()
 
 
 def _tpe(sweep: Sweep, first: list[Values]) -> Any:
@@ -274,7 +321,7 @@ def _report(result: dict[str, Any]) -> None:
 
 
 def _recorder(condition: Values, book: TrialBook, show: Callable[[Mapping[str, Any]], None]) -> Any:
-    """Tune's callback that enters each trial that has ended into the book."""
+    """Tune's callback that enters each trial that has ended, but for Ctrl-C, into the book."""
     from ray.tune import Callback
 
     histories: dict[str, dict[int, dict[str, Any]]] = {}
@@ -301,6 +348,8 @@ def _recorder(condition: Values, book: TrialBook, show: Callable[[Mapping[str, A
             self.enter(trial, f"its worker died {ATTEMPTS} times")
 
         def enter(self, trial: Any, error: str | None) -> None:
+            if is_stopped():
+                return
             values = trial.config.get("point", trial.config)
             if trial.trial_id in replayed:
                 last = trial.last_result

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import pytest
 import yaml
 
 from recbole_robust import benchmark
-from recbole_robust.benchmark import ray_cluster, run_grid, threads_each
+from recbole_robust.benchmark import run_grid, threads_each
 from recbole_robust.file_lock import locked
 from recbole_robust.grid import expand
 from recbole_robust.types import UserError
@@ -37,17 +36,6 @@ FAKE: dict[str, Any] = {
     "seeds": [0, 1],
     "report": {"metrics": ["targethr@50", "hit@50"]},
 }
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[Any]:
-    """A Ray of two CPUs for the tests of this file."""
-    with ray_cluster(2) as n_workers:
-        import ray
-
-        ray.cloudpickle.register_pickle_by_value(fake_workers)
-        assert n_workers == 2
-        yield ray
 
 
 @pytest.fixture
