@@ -183,8 +183,6 @@ def ray_cluster(workers: int, address: str | None = None, gpus: int | None = Non
     Raises:
         UserError: no cluster at ``address``.
     """
-    if address is None:  # all of it bound to 127.0.0.1; read when Ray is imported, and by the processes it starts
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Ray's own imports
         import ray
@@ -192,7 +190,7 @@ def ray_cluster(workers: int, address: str | None = None, gpus: int | None = Non
     if not theirs:
         quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if address is None:
-            with _environment(OMP_NUM_THREADS=str(threads_each(workers))):  # that of the processes which Ray starts
+            with _on_loopback(), _environment(OMP_NUM_THREADS=str(threads_each(workers))):  # also of what Ray starts
                 ray.init(
                     "local",
                     num_cpus=workers,
@@ -209,6 +207,23 @@ def ray_cluster(workers: int, address: str | None = None, gpus: int | None = Non
     finally:
         if not theirs:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A Ray that is started in this block, and every process of it, listens on 127.0.0.1 only.
+
+    ``_node_ip_address`` does not do that: Ray takes the address of the network instead of a loopback one.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    with _environment(**{ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}):
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        try:
+            yield
+        finally:
+            ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _connect(address: str, quiet: Mapping[str, Any]) -> None:
