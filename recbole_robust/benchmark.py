@@ -308,6 +308,7 @@ class _Crew:
         self._busy: dict[Any, tuple[Any, Cell]] = {}  # what run() will give: the actor and its cell
         self._idle: list[Any] = []
         self._deaths: Counter[str] = Counter()
+        self._n_workers, self._failed_starts = n_workers, 0
         for _ in range(n_workers):
             self._hire()
 
@@ -338,12 +339,15 @@ class _Crew:
         actor = self._starting.pop(reference)
         try:
             ray.get(reference)
-            self._idle.append(actor)
         except ray.exceptions.RayError as error:
-            self._deaths["while it started"] += 1
-            if self._deaths["while it started"] >= ATTEMPTS and not self._busy and not self._idle:
+            self._failed_starts += 1
+            if self._failed_starts < ATTEMPTS * self._n_workers:
+                self._hire()
+            elif not (self._starting or self._busy or self._idle):
                 raise UserError(f"workers: expected one to start, got: {' '.join(str(error).split())}") from None
-            self._hire()
+            return
+        self._failed_starts = 0
+        self._idle.append(actor)
 
     def _ended(self, reference: Any, queue: CellQueue) -> tuple[Cell, str] | None:
         """The result of a cell, or None where it runs again, because its worker has died."""
@@ -354,6 +358,7 @@ class _Crew:
             text = ray.get(reference)
             self._idle.append(actor)
         except ray.exceptions.RayError as error:
+            ray.kill(actor)  # where it is not dead
             self._hire()
             self._deaths[cell.id] += 1
             if self._deaths[cell.id] < ATTEMPTS:

@@ -121,6 +121,17 @@ def test_a_cell_whose_worker_dies_runs_again_and_then_fails(ray, fake, tmp_path)
     assert "traceback" not in failed and "dies" in done.report.read_text()
 
 
+@pytest.mark.slow
+def test_workers_that_cannot_start_are_one_clear_line(ray, monkeypatch, tmp_path):
+    class Broken(fake_workers.FakeWorker):
+        def ready(self) -> None:
+            raise RuntimeError("no such package")
+
+    monkeypatch.setattr(benchmark, "_Worker", Broken)
+    with pytest.raises(UserError, match=r"workers: expected one to start, got: .*no such package"):
+        run_grid(FAKE, output_dir=tmp_path, workers=1, progress=False)
+
+
 def drive(grid: Path, output_dir: Path) -> subprocess.Popen[bytes]:
     paths = os.pathsep.join([str(Path(benchmark.__file__).parents[1]), str(Path(fake_workers.__file__).parent)])
     return subprocess.Popen(
