@@ -137,7 +137,7 @@ def _found_or_made(config: Config, train, identity: dict[str, Any], make: Callab
     key = key_of(identity)
     folder = Path(config["output_dir"]) / "cards" / f"{identity['attack']}-{identity['dataset']}-{key}"
 
-    def found() -> StoredCard | None:
+    def found(level: int) -> StoredCard | None:
         if not folder.exists() or config["force"]:
             return None
         try:
@@ -147,13 +147,13 @@ def _found_or_made(config: Config, train, identity: dict[str, Any], make: Callab
             card.to_ids(train)
             return StoredCard(card, folder, reused=True)
         except UserError as error:
-            logger.warning("%s; made again", error)
+            logger.log(level, "%s; made again", error)
             return None
 
-    if stored := found():
+    if stored := found(logging.DEBUG):
         return stored
     with locked(folder):  # of several processes one makes it, and the others find it then
-        if stored := found():
+        if stored := found(logging.WARNING):
             return stored
         card = make()
         told = {"protocol": config["protocol"], "stealth": stealth_of(train, card), "versions": _versions(), "key": key}

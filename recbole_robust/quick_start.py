@@ -241,22 +241,22 @@ def _fit_or_reuse(config: Config, trained: Trained, train_data, valid_data, cach
         _fit(config, trained, train_data, valid_data)
         return
     path = _clean_path(config)
-    if _reuse(config, trained, train_data, path):
+    if _reuse(config, trained, train_data, path, logging.DEBUG):
         return
     with locked(path):  # of several processes one trains, and the others take its weights then
-        if not _reuse(config, trained, train_data, path):
+        if not _reuse(config, trained, train_data, path, logging.WARNING):
             _fit(config, trained, train_data, valid_data)
             trained.trainer.save_weights(path, trained.best_epoch, trained.valid_metrics)
 
 
-def _reuse(config: Config, trained: Trained, train_data, path: str) -> bool:
-    """Whether the weights of a clean training were there to be taken."""
+def _reuse(config: Config, trained: Trained, train_data, path: str, level: int) -> bool:
+    """Whether the weights of a clean training were there to be taken; ``level`` is that of a complaint about them."""
     if config["force"] or not os.path.isfile(path):
         return False
     try:
         state = trained.trainer.load_weights(path)
     except UserError as error:
-        logger.warning("%s; training again", error)
+        logger.log(level, "%s; training again", error)
         return False
     trained.trainer.eval_collector.data_collect(train_data)
     trained.valid_metrics, trained.best_epoch, trained.reused = state["valid_metrics"], state["epoch"], True
