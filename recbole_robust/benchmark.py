@@ -1,25 +1,39 @@
-"""Run a grid: one JSON file a cell, resumable at any moment, then a report. What a grid is: ``grid.py``."""
+"""Run a grid: one JSON file a cell, resumable at any moment, then a report. What a grid is: ``grid.py``.
+
+In this process, or on Ray: one actor a worker, which lives as long as the grid. Only this process writes the grid's
+files. Ray is imported where workers are asked for, nowhere else.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-import re
+import math
+import os
+import socket
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from recbole_robust.grid import AXES, RUN_DEFAULTS, Cell, expand, load_grid
+from recbole_robust.grid import AXES, RUN_DEFAULTS, Cell
 from recbole_robust.report import GRID_FILE, SCHEMA_VERSION, write_report, write_text
+from recbole_robust.schedule import Asked, CellQueue, cell_text, check_workers
 from recbole_robust.types import UserError
 
 logger = logging.getLogger(__name__)
+
+ATTEMPTS = 3  # at a cell whose worker dies; then it is recorded as failed
+PATIENCE = 60.0  # seconds without a worker until the log says so
+OBJECT_STORE = 80 << 20  # bytes, Ray's least or so: a cell and its result are some kilobytes
+RUN_FOLDERS = ("log", "cards", "clean", "saved")  # of an output_dir, made before the workers start
 
 
 @dataclass(frozen=True)
@@ -44,6 +58,7 @@ def run_grid(
     *,
     output_dir: str | Path,
     workers: int = 0,
+    address: str | None = None,
     force: bool = False,
     only: str | Sequence[str] | None = None,
     retry_failed: bool = False,
@@ -58,7 +73,10 @@ def run_grid(
     Args:
         grid: a grid, its file, or the name of one that ships with the project.
         output_dir: parent of the grid's folder; the runs write there too, unless ``config.output_dir`` is set.
-        workers: 0, in this process.
+        workers: cells that run at once, each in a process of its own on Ray, which share the cores; 0: one after the
+            other in this process, without Ray. A Ray that this process is connected to already is used.
+        address: ``host:port`` of a Ray cluster, or ``auto``, the one that runs on this machine; with ``workers`` 0 it
+            has one worker a CPU. Its machines need this package, and ``output_dir`` and the data in the same place.
         force: run every cell again, clean trainings too.
         only: ``axis=pattern`` with shell wildcards on a label, e.g. ``method=MF*``; several, in a list or with commas
             (``method=MF,seed=0``): patterns of one axis are alternatives, different axes must all match.
@@ -66,94 +84,296 @@ def run_grid(
         progress: show a bar and one line a cell on stderr.
 
     Raises:
-        UserError: a bad grid, ``only`` that matches nothing, or ``workers`` other than 0.
+        UserError: a bad grid, ``only`` that matches nothing, a bad number of workers, or no cluster at ``address``.
         OSError: a result cannot be written.
     """
-    if workers != 0:
-        raise UserError(f"workers: expected 0 (in this process; Ray workers come later, issue 7), got {workers!r}")
-    source = None if isinstance(grid, Mapping) else str(grid)
-    content = grid if isinstance(grid, Mapping) else load_grid(grid)
-    cells = expand(content)
-    chosen = _chosen(cells, only)
-    folder = Path(output_dir) / cells[0].grid
-    states = {cell.id: _state(folder / f"{cell.id}.json") for cell in chosen}
-    pending = [
-        cell
-        for cell in chosen
-        if force or states[cell.id] == "missing" or (retry_failed and states[cell.id] == "failed")
-    ]
-    write_text(folder / GRID_FILE, _grid_file(content, cells, source))
+    check_workers(workers)
+    asked = Asked.of(grid, output_dir, force, only, retry_failed)
+    folder, content = asked.folder, asked.content
+    write_text(folder / GRID_FILE, _grid_file(content, asked.cells, asked.source))
 
     n_failed = 0
-    with tqdm(total=len(pending), desc=cells[0].grid, unit="cell", disable=not progress, file=sys.stderr) as bar:
-        for cell, result in _results(pending, Path(output_dir), workers, force):
+    name = asked.cells[0].grid
+    results = _results(asked.pending, Path(output_dir), workers, address, force)
+    with (
+        tqdm(total=len(asked.pending), desc=name, unit="cell", disable=not progress, file=sys.stderr) as bar,
+        contextlib.closing(results),
+    ):
+        for cell, result in results:
             write_text(folder / f"{cell.id}.json", result)
             record = json.loads(result)
             n_failed += "error" in record
             if progress:
                 bar.write(_line(cell, record, (content.get("report") or {}).get("metrics")), file=sys.stderr)
             bar.update()
-    return GridRun(folder, write_report(folder), len(pending), len(chosen) - len(pending), n_failed)
+    return GridRun(folder, write_report(folder), len(asked.pending), asked.n_skipped, n_failed)
 
 
 def run_cell(cell: Cell, output_dir: str | Path, force: bool = False) -> str:
     """Run one cell and return the text of its result file; an exception becomes a failed cell's record."""
     from recbole_robust.quick_start import run_recbole_robust  # here, so that a grid can be read without torch
 
-    place = {"schema_version": SCHEMA_VERSION, "command": cell.command(), "cell": cell.labels()}
     keys = {"output_dir": str(output_dir), **RUN_DEFAULTS, **cell.keys, **({"force": True} if force else {})}
     try:
         result = run_recbole_robust(model=keys.pop("model"), dataset=keys.pop("dataset"), config_dict=keys)
-        return _to_text({key: value for key, value in {**result, **place}.items() if key != "path"})
+        return _to_text({key: value for key, value in {**result, **_place(cell)}.items() if key != "path"})
     except Exception as error:
-        record = {**place, "error": " ".join(f"{type(error).__name__}: {error}".split())}
-        if not isinstance(error, UserError):
-            record["traceback"] = traceback.format_exc()
-        return _to_text(record)
+        return _failed(cell, error)
 
 
-def _results(cells: Iterable[Cell], output_dir: Path, workers: int, force: bool) -> Iterator[tuple[Cell, str]]:
-    """Each cell with the text of its result, in order of completion; the place where Ray workers will come in."""
-    for cell in cells:
-        yield cell, run_cell(cell, output_dir, force)
+def _place(cell: Cell) -> dict[str, Any]:
+    """What a result file says beside the result."""
+    return {"schema_version": SCHEMA_VERSION, "command": cell.command(), "cell": cell.labels()}
 
 
-def _chosen(cells: list[Cell], only: str | Sequence[str] | None) -> list[Cell]:
-    wanted: dict[str, list[str]] = {}
-    between = rf",(?=(?:{'|'.join(AXES)})=)"  # a comma that is not part of a label
-    for choice in [
-        one for text in ([only] if isinstance(only, str) else only or []) for one in re.split(between, text)
-    ]:
-        axis, equals, pattern = choice.partition("=")
-        if not equals or axis not in AXES:
-            raise UserError(f"only: expected <axis>=<pattern> with an axis of {', '.join(AXES)}, got {choice!r}")
-        wanted.setdefault(axis, []).append(pattern)
-
-    def matches(cell: Cell) -> bool:
-        told = {axis: str(getattr(cell, axis) or "clean") if axis != "seed" else str(cell.seed) for axis in AXES}
-        return all(
-            any(told[axis] == pattern or fnmatchcase(told[axis], pattern) for pattern in patterns)
-            for axis, patterns in wanted.items()
-        )
-
-    chosen = [cell for cell in cells if matches(cell)]
-    if not chosen:
-        axis = next(iter(wanted))
-        found = ", ".join(dict.fromkeys(str(getattr(cell, axis) or "clean") for cell in cells))
-        raise UserError(f"only: expected a pattern that matches a cell ({axis}: {found}), got {only!r}")
-    return chosen
+def _failed(cell: Cell, error: Exception) -> str:
+    """The record of a failed cell, with the traceback where it is not the user's mistake."""
+    record = {**_place(cell), "error": " ".join(f"{type(error).__name__}: {error}".split())}
+    if not isinstance(error, UserError):
+        record["traceback"] = "".join(traceback.format_exception(error))
+    return _to_text(record)
 
 
-def _state(path: Path) -> str:
-    """``done``, ``failed`` or ``missing`` (a file that cannot be read counts as missing: its cell runs again)."""
+def _results(
+    cells: list[Cell], output_dir: Path, workers: int, address: str | None, force: bool
+) -> Generator[tuple[Cell, str], None, None]:
+    """Each cell with the text of its result, in order of completion."""
+    if not cells:
+        return
+    if not workers and address is None:
+        for cell in cells:
+            yield cell, run_cell(cell, output_dir, force)
+        return
+    output_dir = output_dir.absolute()
+    places = {Path(str(cell.keys.get("output_dir", output_dir))).absolute() for cell in cells}
+    with (
+        kept_folders(place / name for place in places for name in RUN_FOLDERS),
+        ray_cluster(workers, address) as n_workers,
+    ):
+        yield from _Crew(n_workers, output_dir, force).results(CellQueue(cells))
+
+
+@contextlib.contextmanager
+def kept_folders(folders: Iterable[Path]) -> Iterator[None]:
+    """Folders that are there inside this block, so that no worker removes one that another is about to write into."""
+    made = list(folders)
+    for folder in made:
+        folder.mkdir(parents=True, exist_ok=True)
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        return "failed" if "error" in result else "done" if "cell" in result else "missing"
-    except FileNotFoundError:
-        return "missing"
-    except (ValueError, TypeError):
-        logger.warning("%s cannot be read: its cell runs again", path)
-        return "missing"
+        yield
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):  # not empty, as a rule
+                folder.rmdir()
+
+
+# --- Ray --------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def ray_cluster(workers: int, address: str | None = None, gpus: int | None = None) -> Iterator[int]:
+    """Ray inside this block: the one of ``address``, or one of its own on this machine, which only it can reach.
+
+    Gives the number of workers that there is room for: ``workers``, or one a CPU where that is 0. A Ray that this
+    process is connected to already is used, and stays.
+
+    Args:
+        gpus: that one of its own shall say it has; None: those that there are.
+
+    Raises:
+        UserError: no cluster at ``address``.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Ray's own imports
+        import ray
+    theirs = ray.is_initialized()
+    if not theirs:
+        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        if address is None:
+            with _on_loopback(), _environment(OMP_NUM_THREADS=str(threads_each(workers))):  # also of what Ray starts
+                ray.init(
+                    "local",
+                    num_cpus=workers,
+                    num_gpus=gpus,
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE,
+                    **quiet,
+                )
+        else:
+            _connect(address, quiet)
+    try:
+        n_cpus = int(ray.cluster_resources().get("CPU", 0))
+        yield max(1, min(workers or n_cpus, n_cpus))
+    finally:
+        if not theirs:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A Ray that is started in this block, and every process of it, listens on 127.0.0.1 only.
+
+    ``_node_ip_address`` does not do that: Ray takes the address of the network instead of a loopback one.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    with _environment(**{ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}):
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        try:
+            yield
+        finally:
+            ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _connect(address: str, quiet: Mapping[str, Any]) -> None:
+    import ray
+
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address != "auto":
+        if not host or not port.isdigit():
+            raise UserError(f"address: expected auto or <host>:<port> of a Ray cluster, got {address!r}")
+        try:  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except (OSError, OverflowError) as error:
+            raise UserError(f"address: expected a Ray cluster at {address}, got: {error}") from None
+    try:
+        ray.init(address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"address: expected a Ray cluster at {address}, got: {reason}") from None
+
+
+def threads_each(workers: int, n_cpus: int | None = None) -> int:
+    """Threads of each of some processes that share the cores: OMP_NUM_THREADS where it is set and lower."""
+    cores = len(os.sched_getaffinity(0)) if n_cpus is None else n_cpus
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    share = max(1, cores // max(1, workers))
+    return min(share, int(asked)) if asked.isdigit() and int(asked) else share
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
+
+
+def at_home(folder: str, threads: int) -> None:
+    """Make the process of a worker like ours: in our folder, so that relative paths are the same, on its threads."""
+    import torch
+
+    if os.path.isdir(folder):
+        os.chdir(folder)
+    torch.set_num_threads(threads)
+
+
+class _Worker:
+    """An actor: the process of a worker. It imports torch and reads a data set once, and runs cell after cell."""
+
+    def __init__(self, folder: str, threads: int) -> None:
+        at_home(folder, threads)
+
+    def ready(self) -> None:
+        """Return once the process is there."""
+        import recbole_robust.quick_start  # noqa: F401 - seconds that no cell shall have
+
+    def run(self, cell: Cell, output_dir: str, force: bool) -> str:
+        return run_cell(cell, output_dir, force)
+
+
+class _Crew:
+    """The workers of a grid: hired at the start, replaced when they die; a cell whose worker died runs again.
+
+    A new one is given work only when it is ready: where the machine that a worker ran on is gone, so may be the room
+    for another, and the others have to do.
+    """
+
+    def __init__(self, n_workers: int, output_dir: Path, force: bool) -> None:
+        import ray
+
+        gpus = ray.cluster_resources().get("GPU", 0) / n_workers
+        share = math.floor(min(gpus, 1.0) * 1000) / 1000
+        self._worker = ray.remote(num_cpus=1, num_gpus=share, scheduling_strategy="SPREAD")(_Worker)
+        self._home = (os.getcwd(), threads_each(n_workers) if _on_one_machine() else 1)
+        self._task = (str(output_dir), force)
+        self._starting: dict[Any, Any] = {}  # what ready() will give: the actor
+        self._busy: dict[Any, tuple[Any, Cell]] = {}  # what run() will give: the actor and its cell
+        self._idle: list[Any] = []
+        self._deaths: Counter[str] = Counter()
+        self._n_workers, self._failed_starts = n_workers, 0
+        for _ in range(n_workers):
+            self._hire()
+
+    def _hire(self) -> None:
+        actor = self._worker.remote(*self._home)
+        self._starting[actor.ready.remote()] = actor
+
+    def results(self, queue: CellQueue) -> Iterator[tuple[Cell, str]]:
+        """Each cell of the queue with the text of its result, in order of completion."""
+        import ray
+
+        while queue or self._busy:
+            while self._idle and (cell := queue.take()) is not None:
+                actor = self._idle.pop()
+                self._busy[actor.run.remote(cell, *self._task)] = (actor, cell)
+            found, _ = ray.wait([*self._starting, *self._busy], timeout=PATIENCE)
+            if not found and not self._busy:
+                logger.warning("no worker yet: the cluster has no free CPU")
+            for reference in found:
+                if reference in self._starting:
+                    self._started(reference)
+                elif (result := self._ended(reference, queue)) is not None:
+                    yield result
+
+    def _started(self, reference: Any) -> None:
+        import ray
+
+        actor = self._starting.pop(reference)
+        try:
+            ray.get(reference)
+        except ray.exceptions.RayError as error:
+            self._failed_starts += 1
+            if self._failed_starts < ATTEMPTS * self._n_workers:
+                self._hire()
+            elif not (self._starting or self._busy or self._idle):
+                raise UserError(f"workers: expected one to start, got: {' '.join(str(error).split())}") from None
+            return
+        self._failed_starts = 0
+        self._idle.append(actor)
+
+    def _ended(self, reference: Any, queue: CellQueue) -> tuple[Cell, str] | None:
+        """The result of a cell, or None where it runs again, because its worker has died."""
+        import ray
+
+        actor, cell = self._busy.pop(reference)
+        try:
+            text = ray.get(reference)
+            self._idle.append(actor)
+        except ray.exceptions.RayError as error:
+            ray.kill(actor)  # where it is not dead
+            self._hire()
+            self._deaths[cell.id] += 1
+            if self._deaths[cell.id] < ATTEMPTS:
+                logger.warning("%s: its worker died, it runs again", cell.id)
+                queue.give_back(cell)
+                return None
+            text = _failed(cell, UserError(f"its worker died {ATTEMPTS} times: {error}"))
+        queue.done(cell)
+        return cell, text
+
+
+def _on_one_machine() -> bool:
+    import ray
+
+    return sum(node["Alive"] for node in ray.nodes()) == 1
 
 
 def _grid_file(grid: Mapping[str, Any], cells: list[Cell], source: str | None) -> str:
@@ -165,7 +385,7 @@ def _grid_file(grid: Mapping[str, Any], cells: list[Cell], source: str | None) -
 
 def _line(cell: Cell, record: Mapping[str, Any], wanted: Sequence[str] | None) -> str:
     """One line a finished cell: the target hit ratio that the report starts with, or that of the largest K."""
-    head = " | ".join([cell.dataset, cell.attack or "clean", cell.method, cell.target_set, f"seed {cell.seed}"])
+    head = cell_text(cell)
     if "error" in record:
         return f"{head}: FAILED, {record['error']}"
     clean, attacked = record.get("clean") or {}, record.get("attacked") or {}

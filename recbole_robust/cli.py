@@ -1,4 +1,4 @@
-"""The command line: ``run`` (also without a name), ``attack``, ``benchmark`` and ``report``."""
+"""The command line: ``run`` (also without a name), ``attack``, ``benchmark``, ``sweep`` and ``report``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,20 @@ USAGE = """\
 usage: recbole-robust [run] --model=<name> --dataset=<name> [--attack=<name>] [--any_key=value ...]
        recbole-robust attack --dataset=<name> --attack=<name> [--model=<name>] [--any_key=value ...]
        recbole-robust attack --dataset=<name> --from_json=<file>
-       recbole-robust benchmark <grid.yaml> [--workers=0] [--only=<text>] [--retry-failed] [--force] [--output_dir=...]
+       recbole-robust benchmark <grid.yaml> [--workers=0] [--address=<host:port>] [--only=<text>] [--retry-failed]
+                                [--dry-run] [--force] [--output_dir=...]
+       recbole-robust sweep <sweep.yaml> [--workers=1] [--gpu_per_trial=0] [--address=<host:port>] [--resume] [--force]
+                            [--output_dir=...]
        recbole-robust report <folder> [--format=markdown|latex|html] [--pictures] [--out=<file>]
 
 run        train a model, attack it, measure it beside its baseline; prints a table and the path of result.json
 attack     make the fake profiles of an attack and train no victim; prints the path of the poison card, which
            --poison=<card> replays on any model. The model decides on the protocol only, and so on the split that the
            attack sees: MF if you name none, or BPR where the data set has no ratings
-benchmark  run a grid of such runs, one JSON a cell; goes on where it was
+benchmark  run a grid of such runs, one JSON a cell; goes on where it was. --workers=2: two at once, on Ray;
+           --address: on a Ray cluster (auto: the one on this machine); --dry-run: what would run, about how long
+sweep      search for the best configuration by Ray Tune, on validation data only; writes trials.json, a table and
+           best.yaml, which --config_files=best.yaml takes; --resume goes on with a sweep that was stopped
 report     render the cells of a folder: Markdown (with --pictures: SVG beside it), LaTeX tables, or one HTML page
 
   -m, --model        MF, DampedMean, Pop, PurifyAugMF, PCMF, RGCF or any RecBole model; PurifyAug and ATJT go around
@@ -41,7 +47,7 @@ Every key of properties/*.yaml and of RecBole can be given as --key=value; neste
 
 SHORT = {"-m": "--model", "-d": "--dataset", "-h": "--help"}
 # true by themselves; no value after a blank
-FLAGS = {"force", "retry_failed", "help", "version", "tune", "dry_run", "pictures"}
+FLAGS = {"force", "retry_failed", "help", "version", "tune", "dry_run", "pictures", "resume"}
 WITH_HYPHEN = {"retry-failed", "dry-run", "config-files"}
 
 
@@ -101,10 +107,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"recbole-robust {__version__}")
             return 0
         command = words.pop(0) if words else "run"
-        commands = {"run": _run, "attack": _attack, "benchmark": _benchmark, "report": _report}
+        commands = {"run": _run, "attack": _attack, "benchmark": _benchmark, "sweep": _sweep, "report": _report}
         if command not in commands:
             what = "option" if command.startswith("-") else "command"
-            raise UserError(f"unknown {what} {command!r}: expected run, attack, benchmark or report (--help says more)")
+            raise UserError(
+                f"unknown {what} {command!r}: expected run, attack, benchmark, sweep or report (--help says more)"
+            )
         commands[command](words, keys, arguments)
     except UserError as error:
         print("error:", str(error).replace("\n", " "), file=sys.stderr)
@@ -172,17 +180,37 @@ def _complaints_of_recbole() -> Iterator[None]:
 def _benchmark(words: list[str], keys: dict[str, str], arguments: list[str]) -> None:
     from recbole_robust.benchmark import run_grid
     from recbole_robust.config import parse_value
+    from recbole_robust.schedule import plan_grid
     from recbole_robust.types import UserError
 
     if len(words) != 1:
         raise UserError(f"benchmark: expected one grid file, got {len(words)}")
     options: dict[str, Any] = {key: parse_value(value) for key, value in keys.items()}
-    known = {"output_dir", "workers", "force", "only", "retry_failed"}
+    known = {"output_dir", "workers", "address", "force", "only", "retry_failed", "dry_run"}
     for key in options:
         if key not in known:
             raise UserError(f"benchmark: unknown option --{key}; known: {', '.join(sorted(known))}")
-    report = run_grid(words[0], **{"output_dir": "output/benchmark", **options})
-    print(f"report: {report}")
+    options = {"output_dir": "output/benchmark", **options}
+    if options.pop("dry_run", False):
+        print(plan_grid(words[0], **options))
+        return
+    print(f"report: {run_grid(words[0], **options)}")
+
+
+def _sweep(words: list[str], keys: dict[str, str], arguments: list[str]) -> None:
+    from recbole_robust.config import parse_value
+    from recbole_robust.sweep import run_sweep
+    from recbole_robust.types import UserError
+
+    if len(words) != 1:
+        raise UserError(f"sweep: expected one sweep file, got {len(words)}")
+    options: dict[str, Any] = {key: parse_value(value) for key, value in keys.items()}
+    known = {"output_dir", "workers", "address", "gpu_per_trial", "resume", "force"}
+    for key in options:
+        if key not in known:
+            raise UserError(f"sweep: unknown option --{key}; known: {', '.join(sorted(known))}")
+    with _complaints_of_recbole():
+        print(run_sweep(words[0], **{"output_dir": "output/sweep", **options}))
 
 
 def _report(words: list[str], keys: dict[str, str], arguments: list[str]) -> None:

@@ -23,6 +23,7 @@ from recbole_robust.data.fake_users_json import card_of_fake_users
 from recbole_robust.data.load import clean_train_split
 from recbole_robust.data.poison import Poison, targets_of
 from recbole_robust.data.views import attacker_view
+from recbole_robust.file_lock import locked
 from recbole_robust.scores import stealth
 from recbole_robust.types import UserError
 
@@ -135,7 +136,10 @@ def _found_or_made(config: Config, train, identity: dict[str, Any], make: Callab
     """The card of this identity in ``<output_dir>/cards``, or the one that ``make`` gives, stored there."""
     key = key_of(identity)
     folder = Path(config["output_dir"]) / "cards" / f"{identity['attack']}-{identity['dataset']}-{key}"
-    if folder.exists() and not config["force"]:
+
+    def found(level: int) -> StoredCard | None:
+        if not folder.exists() or config["force"]:
+            return None
         try:
             card = PoisonCard.load(folder)
             if card.settings.get("key") != key:
@@ -143,11 +147,18 @@ def _found_or_made(config: Config, train, identity: dict[str, Any], make: Callab
             card.to_ids(train)
             return StoredCard(card, folder, reused=True)
         except UserError as error:
-            logger.warning("%s; made again", error)
-    card = make()
-    told = {"protocol": config["protocol"], "stealth": stealth_of(train, card), "versions": _versions(), "key": key}
-    card = replace(card, settings={**card.settings, **told})
-    card.save(folder)
+            logger.log(level, "%s; made again", error)
+            return None
+
+    if stored := found(logging.DEBUG):
+        return stored
+    with locked(folder):  # of several processes one makes it, and the others find it then
+        if stored := found(logging.WARNING):
+            return stored
+        card = make()
+        told = {"protocol": config["protocol"], "stealth": stealth_of(train, card), "versions": _versions(), "key": key}
+        card = replace(card, settings={**card.settings, **told})
+        card.save(folder)
     return StoredCard(card, folder, reused=False)
 
 

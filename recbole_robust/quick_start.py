@@ -45,12 +45,13 @@ from recbole_robust.evaluation import (
     target_metrics,
 )
 from recbole_robust.evaluation.rating import rating_metrics
+from recbole_robust.file_lock import locked
 from recbole_robust.initialisation import build_model
 from recbole_robust.model.propagation import hasten
 from recbole_robust.poisoning import make_card, run_attack, stored_card
 from recbole_robust.randomness import stage_rng
 from recbole_robust.sequence_report import export_weights, recognition_of
-from recbole_robust.tracking import tracking
+from recbole_robust.tracking import measuring, tracking
 from recbole_robust.trainer import get_trainer
 from recbole_robust.types import Detection, FakeProfiles, Outcome, TrainingDefense, UserError, Weigher
 
@@ -93,6 +94,19 @@ def train_and_evaluate(config: Config, card: PoisonCard | None = None, label: st
     )
 
 
+def watched_training(config: Config, card: PoisonCard | None, watch: Callable[[dict[str, float]], None]) -> None:
+    """A training for selection: ``watch`` is given what each epoch's model does on the validation rows and the targets.
+
+    As under ``tune: true``, one more row a user is held out where the split has no validation rows. Nothing is kept.
+
+    Raises:
+        UserError: the split has no validation rows and is not the one that gets them.
+    """
+    if config["eval_args"]["split"] == {"LS": "test_only"}:
+        config = config.derive(eval_args=_with_valid(config))
+    _train(config.derive(tune=False, cache_clean=False, save_checkpoint=False, eval_step=0), card, None, watch)
+
+
 def _with_valid(config: Config) -> dict[str, Any]:
     if config["eval_args"]["split"] != {"LS": "test_only"}:
         raise UserError(f"tune: expected eval_args.split {{'LS': 'test_only'}}, got {config['eval_args']['split']}")
@@ -120,7 +134,12 @@ class Trained:
         return torch.tensor(list(self.targets.values()))
 
 
-def _train(config: Config, card: PoisonCard | None, label: str | None) -> Trained:
+def _train(
+    config: Config,
+    card: PoisonCard | None,
+    label: str | None,
+    watch: Callable[[dict[str, float]], None] | None = None,
+) -> Trained:
     first_stage = 0.0
     has_stages = config["train_stage"] == "both" and issubclass(get_trainer(config), S3RecTrainer)
     if has_stages:
@@ -140,6 +159,11 @@ def _train(config: Config, card: PoisonCard | None, label: str | None) -> Traine
     ranks_in_test = attach_targets(trainer, splits, target_items)
     if config["track_every"]:
         trainer.after_epoch.append(tracking(config, splits, target_items))
+    if watch is not None:
+        if not len(splits[1].inter_feat):
+            raise UserError(f"eval_args: expected validation rows, got none by split {config['eval_args']['split']}")
+        measure = measuring(config, splits, target_items, "valid")
+        trainer.after_epoch.append(lambda trainer, epoch: watch(measure(trainer)))
     trained = Trained(trainer, test_data, splits, genuine, targets, ranks_in_test, detection=detection)
     started = time.perf_counter()
     cacheable = card is None and bool(config["cache_clean"]) and not has_stages
@@ -244,15 +268,34 @@ def _adding_users(config: Config, defense: TrainingDefense, train, room) -> Call
 
 def _fit_or_reuse(config: Config, trained: Trained, train_data, valid_data, cacheable: bool) -> None:
     """Fit the model and leave the best weights in it; a clean training of the same key is taken from the cache."""
-    trainer, path = trained.trainer, _clean_path(config)
-    if cacheable and not config["force"] and os.path.isfile(path):
-        try:
-            state = trainer.load_weights(path)
-            trainer.eval_collector.data_collect(train_data)
-            trained.valid_metrics, trained.best_epoch, trained.reused = state["valid_metrics"], state["epoch"], True
-            return
-        except UserError as error:
-            logger.warning("%s; training again", error)
+    if not cacheable or config["MODEL_TYPE"] == ModelType.TRADITIONAL:
+        _fit(config, trained, train_data, valid_data)
+        return
+    path = _clean_path(config)
+    if _reuse(config, trained, train_data, path, logging.DEBUG):
+        return
+    with locked(path):  # of several processes one trains, and the others take its weights then
+        if not _reuse(config, trained, train_data, path, logging.WARNING):
+            _fit(config, trained, train_data, valid_data)
+            trained.trainer.save_weights(path, trained.best_epoch, trained.valid_metrics)
+
+
+def _reuse(config: Config, trained: Trained, train_data, path: str, level: int) -> bool:
+    """Whether the weights of a clean training were there to be taken; ``level`` is that of a complaint about them."""
+    if config["force"] or not os.path.isfile(path):
+        return False
+    try:
+        state = trained.trainer.load_weights(path)
+    except UserError as error:
+        logger.log(level, "%s; training again", error)
+        return False
+    trained.trainer.eval_collector.data_collect(train_data)
+    trained.valid_metrics, trained.best_epoch, trained.reused = state["valid_metrics"], state["epoch"], True
+    return True
+
+
+def _fit(config: Config, trained: Trained, train_data, valid_data) -> None:
+    trainer = trained.trainer
     validates = bool(valid_data) and config["eval_step"] > 0
     keep = validates or bool(config["save_checkpoint"])
     _, valid_result = trainer.fit(train_data, valid_data, saved=keep, show_progress=config["show_progress"])
@@ -263,8 +306,6 @@ def _fit_or_reuse(config: Config, trained: Trained, train_data, valid_data, cach
     if keep and not config["save_checkpoint"]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(trainer.saved_model_file)
-    if cacheable and config["MODEL_TYPE"] != ModelType.TRADITIONAL:
-        trainer.save_weights(path, trained.best_epoch, trained.valid_metrics)
 
 
 def _clean_path(config: Config) -> str:
@@ -376,4 +417,11 @@ def _clean_and_attacked(config: Config, card: PoisonCard | None) -> dict[str, Ou
     return {"clean": clean, "attacked": attacked}
 
 
-__all__ = ["baseline_config", "make_card", "run_attack", "run_recbole_robust", "train_and_evaluate"]
+__all__ = [
+    "baseline_config",
+    "make_card",
+    "run_attack",
+    "run_recbole_robust",
+    "train_and_evaluate",
+    "watched_training",
+]

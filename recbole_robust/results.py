@@ -184,8 +184,12 @@ def read(path: Path) -> dict[str, Any]:
 def log_to(path: Path) -> Iterator[None]:
     """Inside this block what RecBole and we log goes to a file; warnings go to stderr as ever.
 
-    A mistake of the user leaves nothing behind: neither the log nor empty folders.
+    A mistake of the user leaves nothing behind: neither the log nor empty folders that were not there before (another
+    process may have made those, and be about to write into them).
     """
+    output_dir = path.parent.parent
+    folders = (path.parent, output_dir / "saved", output_dir / "cards", output_dir / "clean", output_dir)
+    new = [folder for folder in folders if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -212,7 +216,6 @@ def log_to(path: Path) -> Iterator[None]:
         handler.close()
         if mistaken:
             path.unlink(missing_ok=True)
-            output_dir = path.parent.parent
-            for folder in (path.parent, output_dir / "saved", output_dir / "cards", output_dir / "clean", output_dir):
+            for folder in new:
                 with contextlib.suppress(OSError):  # not empty, or not there
                     folder.rmdir()

@@ -7,13 +7,15 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers have the cores: one thread each, set before torch is imported
     os.environ["OMP_NUM_THREADS"] = "1"
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from toy_splits import attacks, family_config, run, trainings, write_data  # noqa: F401 - fixtures
 
+from recbole_robust.benchmark import ray_cluster
 from recbole_robust.config import Config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -48,3 +50,15 @@ def toy_config(data_path: Path, output_dir: Path) -> Callable[..., Config]:
         return Config(model, dataset, config_dict={**places, **quiet, **keys})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def ray() -> Iterator[Any]:
+    """A Ray of two CPUs and a GPU that is not there, for all tests with ``xdist_group("ray")``."""
+    with ray_cluster(2, gpus=1) as n_workers:
+        import fake_workers
+        import ray
+
+        ray.cloudpickle.register_pickle_by_value(fake_workers)
+        assert n_workers == 2
+        yield ray

@@ -358,12 +358,6 @@ def test_only(tmp_path: Path, fake: Callable[..., FakeRun]) -> None:
         run_grid(GRID, output_dir=tmp_path, progress=False, only="MF")
 
 
-def test_workers_come_later(tmp_path: Path, fake: Callable[..., FakeRun]) -> None:
-    with pytest.raises(UserError, match="workers: expected 0"):
-        run_grid(GRID, output_dir=tmp_path, workers=2)
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("path", sorted((properties_dir() / "benchmark").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_grids_that_we_ship_are_read(path):
     grid = load_grid(path)

@@ -16,7 +16,7 @@ DESIGN_KEYS = """
 schema_version command model base_model dataset protocol attack defense seed config split_hash poison clean attacked
 lift per_target baseline detection n_genuine best_epoch seconds peak_memory_mib device threads versions
 """
-FURTHER_KEYS = ["valid", "target_items", "machine"]  # what selection saw; the targets of a clean run; the processor
+FURTHER_KEYS = ["valid", "target_items", "machine", "recognition"]  # what selection saw; a clean run's targets; the processor; ATJT
 
 
 # --- the file ------------------------------------------------------------------------------------------------------
@@ -57,7 +57,7 @@ def test_lift_is_attacked_minus_clean(run):
 def test_a_clean_run_has_nulls_for_what_was_not_run(run):
     result = run()
     assert result["clean"] is not None
-    for key in ("attack", "poison", "attacked", "lift", "baseline", "detection", "defense"):
+    for key in ("attack", "poison", "attacked", "lift", "baseline", "detection", "recognition", "defense"):
         assert result[key] is None, key
     assert len(result["target_items"]) > 0, "the targets are measured in clean data too"
     assert result["per_target"][result["target_items"][0]].keys() == {"clean"}

@@ -1,0 +1,372 @@
+"""Sweeps on Ray Tune: what is selected and by what, early ends, interruptions, and what cannot be run."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from recbole_robust import sweep as sweeping
+from recbole_robust.cli import main
+from recbole_robust.quick_start import run_recbole_robust, watched_training
+from recbole_robust.randomness import global_state
+from recbole_robust.sweep import run_sweep
+from recbole_robust.sweep.book import TrialBook, earlier_trials
+from recbole_robust.sweep.file import read_sweep
+from recbole_robust.sweep.trial import Training, combined, run_trial, trial_config
+from recbole_robust.types import UserError
+
+
+@pytest.fixture
+def content(data_path: Path) -> dict[str, Any]:
+    config = {"protocol": "apt", "topk": [5], "epochs": 3, "use_gpu": False, "data_path": str(data_path)}
+    return {
+        "name": "s",
+        "model": "MF",
+        "dataset": "toy",
+        "config": config,
+        "attacks": ["Average"],
+        "target_sets": [{"target_seed": 7, "n_targets": 3}],
+        "space": {"learning_rate": {"grid": [1.0, 3.0, 10.0, 30.0]}},
+        "search": {"method": "grid"},
+        "objective": {"maximise": "clean.ndcg@5", "at_most": {"worst_lift.targethr@5": 0.5}},
+    }
+
+
+def trials_of(folder: Path) -> list[dict[str, Any]]:
+    """The trials less what differs from run to run: their order and seconds."""
+    trials = json.loads((folder / "trials.json").read_text())["trials"]
+    for trial in trials:
+        trial.pop("seconds")
+    return sorted(trials, key=lambda trial: json.dumps([trial["condition"], trial["values"]]))
+
+
+# --- a trial, without Ray ---------------------------------------------------------------------------------------------
+
+
+def test_side_by_side_each_training_is_what_it_is_alone(content, tmp_path):
+    """Epoch by epoch to the last bit, though both draw from the global generators."""
+    content["attacks"] = []
+    content["objective"] = {"maximise": "clean.ndcg@5"}
+    sweep = read_sweep(content)
+    configs = [trial_config(sweep, {}, {"learning_rate": rate}, str(tmp_path)) for rate in (3.0, 10.0)]
+    alone: list[list[Any]] = [[], []]
+    for config, found in zip(configs, alone, strict=True):
+        watched_training(config, None, found.append)
+    trainings = [Training(lambda pause, config=config: watched_training(config, None, pause)) for config in configs]
+    together = [[training.step() for training in trainings] for _ in range(3)]
+    for training in trainings:
+        training.end()
+    assert [list(steps) for steps in zip(*together, strict=True)] == alone
+    assert alone[0] != alone[1] and not any(training.is_alive() for training in trainings)
+
+
+def test_a_training_that_is_ended_early_is_gone(content, tmp_path):
+    sweep = read_sweep(content)
+    config = trial_config(sweep, {}, {"learning_rate": 3.0}, str(tmp_path))
+    training = Training(lambda pause: watched_training(config, None, pause))
+    training.step()
+    training.end()
+    assert not training.is_alive()
+    never_started = Training(lambda pause: None)
+    never_started.end()
+    failing = Training(lambda pause: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        failing.step()
+
+
+def test_selection_sees_no_test_row(content, tmp_path, monkeypatch):
+    """What is reported does not change when the test rows do; and RecBole's test evaluation never runs."""
+    import recbole_robust.quick_start as quick_start
+
+    seen = []
+    prepare = quick_start.prepare
+
+    def spoiled(config, card):
+        train, valid, test = prepare(config, card)
+        rows = test._dataset.inter_feat
+        items = rows["item_id"]
+        items[:] = items.roll(1)
+        seen.append(len(valid._dataset.inter_feat))
+        return train, valid, test
+
+    sweep = read_sweep(content)
+    reports: list[list[Any]] = [[], []]
+    run_trial(sweep, {}, {"learning_rate": 3.0}, str(tmp_path), lambda *told: reports[0].append(told))
+    monkeypatch.setattr(quick_start, "prepare", spoiled)
+    monkeypatch.setattr(quick_start, "_measure", None)
+    run_trial(sweep, {}, {"learning_rate": 3.0}, str(tmp_path), lambda *told: reports[1].append(told))
+    assert reports[0] == reports[1] and len(reports[0]) == 3 and len(seen) == 2 and min(seen) > 0
+
+
+def test_a_split_without_validation_rows_is_refused(content, tmp_path):
+    content["config"]["eval_args"] = {"split": {"RS": [0.8, 0.0, 0.2]}, "order": "RO"}
+    sweep = read_sweep(content)
+    with pytest.raises(UserError, match="eval_args: expected validation rows"):
+        run_trial(sweep, {}, {"learning_rate": 3.0}, str(tmp_path), lambda *told: None)
+
+
+def test_the_lift_is_attacked_less_clean():
+    one, other = {"hit@5": 0.5, "targethr@5": 0.1}, {"hit@5": 0.3, "targethr@5": 0.0}
+    found = combined([(one, [{"hit@5": 0.4, "targethr@5": 0.5}]), (other, [{"hit@5": 0.3, "targethr@5": 0.1}])])
+    assert found["clean.hit@5"] == pytest.approx(0.4) and found["attacked.hit@5"] == pytest.approx(0.35)
+    assert found["lift.targethr@5"] == pytest.approx(0.25) and found["worst_lift.targethr@5"] == pytest.approx(0.4)
+    assert combined([(one, [])]) == {f"clean.{name}": value for name, value in one.items()}
+
+
+# --- sweeps -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.ray
+@pytest.mark.xdist_group("ray")
+def test_a_grid_interrupted_and_resumed_is_the_grid(ray, content, tmp_path, monkeypatch, capsys):
+    """Every trial once, equal to an uninterrupted run's; and ``run`` takes best.yaml as it is."""
+    whole = run_sweep(content, output_dir=tmp_path / "whole", workers=1, progress=False)
+    assert (whole.n_run, whole.n_replayed, whole.n_failed) == (4, 0, 0)
+    expected = trials_of(tmp_path / "whole" / "s")
+    assert [trial["status"] for trial in expected] == ["finished"] * 4
+    assert all(len(trial["scores"]) == 3 and trial["scores"][-1] == trial["score"] for trial in expected)
+
+    enter = TrialBook.add
+
+    def stopped(self, *told):
+        enter(self, *told)
+        if self._n_run == 2:
+            signal.raise_signal(signal.SIGINT)  # Ctrl-C
+
+    monkeypatch.setattr(TrialBook, "add", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(content, output_dir=tmp_path / "cut", workers=1, progress=False)
+    monkeypatch.setattr(TrialBook, "add", enter)
+    folder = tmp_path / "cut" / "s"
+    assert len(trials_of(folder)) == 2
+    with pytest.raises(UserError, match=r"expected --resume or --force, since .*trials\.json is there"):
+        run_sweep(content, output_dir=tmp_path / "cut", workers=1, progress=False)
+    resumed = run_sweep(content, output_dir=tmp_path / "cut", workers=1, resume=True, progress=False)
+    assert (resumed.n_run, resumed.n_replayed) == (2, 2)
+    assert trials_of(folder) == expected
+    assert (folder / "best.yaml").read_text() == (tmp_path / "whole" / "s" / "best.yaml").read_text()
+
+    best = max(expected, key=lambda trial: trial["score"])
+    keys = yaml.safe_load((folder / "best.yaml").read_text())
+    assert keys["learning_rate"] == best["values"]["learning_rate"] and keys["attack"] == "Average"
+    result = run_recbole_robust(
+        config_file_list=[str(folder / "best.yaml")], config_dict={"output_dir": str(tmp_path / "run")}
+    )
+    assert result["config"]["learning_rate"] == keys["learning_rate"] and result["lift"]
+    assert resumed.report.read_text().count("| finished |") == 4
+
+
+@pytest.mark.ray
+@pytest.mark.xdist_group("ray")
+def test_asha_stops_the_trials_that_are_worse(ray, content, tmp_path):
+    """A planted example: all but one learning rate are too small to learn anything. The best is found all the same."""
+    content["config"]["epochs"] = 6
+    content["space"] = {"learning_rate": {"grid": [10.0, 1e-6, 2e-6, 3e-6, 4e-6, 5e-6]}}
+    content["objective"] = {"weights": {"clean.ndcg@5": 1.0}}
+    content["scheduler"] = {"method": "asha", "grace": 2, "reduction": 2}
+    content["target_sets"], content["attacks"] = [], []
+    done = run_sweep(content, output_dir=tmp_path, workers=1, progress=False)
+    trials = json.loads(done.trials.read_text())["trials"]
+    stopped = [trial for trial in trials if trial["status"] == "stopped"]
+    assert len(trials) == 6 and len(stopped) >= 3 and all(2 <= trial["epochs"] < 6 for trial in stopped)
+    assert yaml.safe_load(done.best[0].read_text())["learning_rate"] == 10.0
+
+
+@pytest.mark.ray
+@pytest.mark.xdist_group("ray")
+def test_tpe_with_half_a_gpu_a_trial(ray, content, tmp_path):
+    """Two trials share the GPU, which is not there but for Ray; the number of epochs is chosen too."""
+    pytest.importorskip("optuna")
+    content["space"] = {"learning_rate": {"loguniform": [1.0, 30.0]}, "embedding_size": {"choice": [8, 16]}}
+    content["search"] = {"method": "tpe", "trials": 4}
+    content["objective"]["epoch"] = "best"
+    content["attacks"], content["objective"]["at_most"] = [], {}
+    free, ended = [], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.05):
+            free.append(ray.available_resources().get("GPU", 0.0))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    done = run_sweep(content, output_dir=tmp_path, workers=2, gpu_per_trial=0.5, progress=False)
+    ended.set()
+    thread.join()
+    assert min(free) == 0.0  # both halves were taken at once
+    assert (done.n_run, done.n_failed) == (4, 0)
+    trials = json.loads(done.trials.read_text())["trials"]
+    assert all(trial["score"] == max(trial["scores"]) for trial in trials)
+    best = max(trials, key=lambda trial: trial["score"])
+    keys = yaml.safe_load(done.best[0].read_text())
+    assert {key: keys[key] for key in best["values"]} == best["values"] and keys["epochs"] == best["epoch"]
+    with pytest.raises(UserError, match="gpu_per_trial: expected at most the 1 GPUs that there are, got 2"):
+        run_sweep(content, output_dir=tmp_path, workers=2, resume=True, gpu_per_trial=2, progress=False)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.xdist_group("ray")
+def test_tpe_resumed_asks_for_nothing_twice(ray, content, tmp_path):
+    pytest.importorskip("optuna")
+    content["space"] = {"learning_rate": {"loguniform": [1.0, 30.0]}}
+    content["search"] = {"method": "tpe", "trials": 3}
+    run_sweep(content, output_dir=tmp_path, workers=1, progress=False)
+    before = trials_of(tmp_path / "s")
+    again = run_sweep(content, output_dir=tmp_path, workers=1, resume=True, progress=False)
+    assert (again.n_run, again.n_replayed) == (0, 3) and trials_of(tmp_path / "s") == before
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.xdist_group("ray")
+def test_a_failed_trial_is_recorded_and_runs_again_on_resume(ray, content, tmp_path, data_path):
+    """Here the data are missing at first: what a Config cannot know. Each condition has a best of its own."""
+    data = tmp_path / "data"
+    content["config"]["data_path"] = str(data)
+    content["space"] = {"learning_rate": {"grid": [3.0, 10.0]}}
+    content["conditions"] = {"noise_ratio": [0.0, 0.5]}
+    content["attacks"], content["objective"] = [], {"maximise": "clean.ndcg@5"}
+    (data / "toy").mkdir(parents=True)
+    (data / "toy" / "toy.inter").write_text("")
+    done = run_sweep(content, output_dir=tmp_path / "out", workers=1, progress=False)
+    assert (done.n_run, done.n_failed, done.best) == (4, 4, [])
+    assert "toy.inter: expected a header" in done.report.read_text()
+    (data / "toy" / "toy.inter").write_text((data_path / "toy" / "toy.inter").read_text())
+    done = run_sweep(content, output_dir=tmp_path / "out", workers=1, resume=True, progress=False)
+    assert (done.n_run, done.n_replayed, done.n_failed) == (4, 0, 0)
+    assert [path.name for path in done.best] == ["best.yaml", "best-noise_ratio=0.5.yaml"]
+    assert [yaml.safe_load(path.read_text())["noise_ratio"] for path in done.best] == [0.0, 0.5]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.xdist_group("ray")
+def test_a_trial_whose_worker_dies_runs_again(ray, content, tmp_path):
+    content["config"]["epochs"] = 40
+    content["space"] = {"learning_rate": {"grid": [3.0]}}
+    killed = threading.Event()
+
+    def kill() -> None:
+        while not killed.wait(0.2):
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    told = " ".join(process.cmdline())
+                    if "ray::" in told and "train" in told and (tmp_path / "cards").is_dir() and not killed.is_set():
+                        time.sleep(1.0)
+                        process.kill()
+                        killed.set()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    done = run_sweep(content, output_dir=tmp_path, workers=1, progress=False)
+    died = killed.is_set()
+    killed.set()
+    thread.join()
+    (trial,) = trials_of(tmp_path / "s")
+    assert died and done.n_failed == 0 and trial["status"] == "finished" and len(trial["scores"]) == 40
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.xdist_group("ray")
+def test_killed_at_random_moments_every_trial_is_there_once(content, tmp_path):
+    """The driver and, through it, its workers by signal 9, after 0, 1 and 2 new trials; then it ends."""
+    content["search"], content["space"] = (
+        {"method": "grid"},
+        {"learning_rate": {"grid": [1.0, 2.0, 3.0, 5.0, 8.0, 13.0]}},
+    )
+    path = tmp_path / "s.yaml"
+    path.write_text(yaml.safe_dump(content))
+
+    def start(output_dir: Path) -> subprocess.Popen[bytes]:
+        words = ["sweep", str(path), f"--output_dir={output_dir}", "--workers=2", "--resume"]
+        paths = {"PYTHONPATH": str(Path(sweeping.__file__).parents[1])}
+        command = [sys.executable, "-W", "ignore", "-m", "recbole_robust.cli", *words]
+        return subprocess.Popen(command, env={**os.environ, **paths}, start_new_session=True)
+
+    def n_trials() -> int:
+        file = tmp_path / "killed" / "s" / "trials.json"
+        return len(json.loads(file.read_text())["trials"]) if file.exists() else 0
+
+    left: list[psutil.Process] = []
+    for more in (0, 1, 2):
+        before, driver, until = n_trials(), start(tmp_path / "killed"), time.monotonic() + 120
+        while n_trials() < before + more and driver.poll() is None and time.monotonic() < until:
+            time.sleep(0.02)
+        time.sleep(0 if more else 8.0)
+        left += psutil.Process(driver.pid).children(recursive=True) if driver.poll() is None else []
+        driver.kill()
+        driver.wait()
+    assert start(tmp_path / "killed").wait(timeout=120) == 0
+    assert start(tmp_path / "whole").wait(timeout=120) == 0
+    assert trials_of(tmp_path / "killed" / "s") == trials_of(tmp_path / "whole" / "s")
+    assert psutil.wait_procs(left, timeout=30)[1] == []
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["sweep"], "sweep: expected one sweep file, got 0"),
+        (["sweep", "no.yaml"], "sweep: expected a sweep file or one of AT, "),
+        (["sweep", "AT", "--trials=3"], "sweep: unknown option --trials; known: address, force, "),
+        (["sweep", "AT", "--workers=-1"], "workers: expected a whole number >= 0"),
+        (["sweep", "AT", "--workers=0"], "workers: expected at least 1 trial at once, got 0"),
+        (["sweep", "AT", "--gpu_per_trial=-1"], "gpu_per_trial: expected a number >= 0, got -1"),
+        (["sweep", "AT", "--gpu_per_trial=all"], "gpu_per_trial: expected a number >= 0, got 'all'"),
+        (["sweep", "CoRating", "--address=127.0.0.1:1"], "address: expected a Ray cluster at 127.0.0.1:1"),
+        (["benchmark", "apt_ml-100k", "--address=127.0.0.1:1"], "address: expected a Ray cluster at 127.0.0.1:1"),
+        (["benchmark", "apt_ml-100k", "--workers=-1"], "workers: expected a whole number >= 0"),
+    ],
+)
+def test_bad_words(words, told, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and errors[0].startswith(f"error: {told}") and out == ""
+
+
+def test_tpe_without_optuna_is_one_clear_line(content, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    content["space"], content["search"] = {"learning_rate": {"uniform": [1, 2]}}, {"method": "tpe", "trials": 2}
+    with pytest.raises(UserError, match=r"expected optuna to be installed for tpe \(pip install .*\[sweep\]"):
+        run_sweep(content, output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_trials_of_another_sweep_are_not_taken(content, tmp_path):
+    sweep = read_sweep(content)
+    book = TrialBook(sweep, 3, tmp_path, [])
+    book.add({}, {"learning_rate": 1.0}, {0: {"score": 0.5}, 2: {"score": 0.25}}, None, 1.0)
+    book.add({}, {"learning_rate": 3.0}, {}, "its worker died", 1.0)
+    assert [trial["values"] for trial in earlier_trials(sweep, tmp_path, True, False)] == [{"learning_rate": 1.0}]
+    assert earlier_trials(sweep, tmp_path, False, True) == []
+    other = read_sweep({**content, "seed": 5})
+    with pytest.raises(UserError, match="got another; --force starts anew"):
+        earlier_trials(other, tmp_path, True, False)
+    (tmp_path / "trials.json").write_text("[]")
+    with pytest.raises(UserError, match="expected the trials of a sweep"):
+        earlier_trials(sweep, tmp_path, True, False)
+
+
+def test_global_state_is_what_trainings_swap(content):
+    """Were a generator missing in it, side by side would not be as alone."""
+    assert set(global_state()) == {"python", "numpy", "torch", "cuda"}
