@@ -16,7 +16,8 @@ DESIGN_KEYS = """
 schema_version command model base_model dataset protocol attack defense seed config split_hash poison clean attacked
 lift per_target baseline detection n_genuine best_epoch seconds peak_memory_mib device threads versions
 """
-FURTHER_KEYS = ["valid", "target_items", "machine", "recognition"]  # what selection saw; a clean run's targets; the processor; ATJT
+# What selection saw; the targets of a clean run; the processor; how right ATJT's weights are.
+FURTHER_KEYS = ["valid", "target_items", "machine", "recognition"]
 
 
 # --- the file ------------------------------------------------------------------------------------------------------
