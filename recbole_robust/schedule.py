@@ -40,7 +40,7 @@ class Asked:
     ) -> Asked:
         content = grid if isinstance(grid, Mapping) else load_grid(grid)
         cells = expand(content)
-        chosen = _chosen(cells, only)
+        chosen = chosen_cells(cells, only)
         folder = Path(output_dir) / cells[0].grid
         wanted = {"missing"} | ({"failed"} if retry_failed else set())
         pending = [cell for cell in chosen if force or _state(folder / f"{cell.id}.json") in wanted]
@@ -58,7 +58,7 @@ def cell_text(cell: Cell) -> str:
     return " | ".join([cell.dataset, cell.attack or "clean", cell.method, cell.target_set, f"seed {cell.seed}"])
 
 
-def _chosen(cells: list[Cell], only: str | Sequence[str] | None) -> list[Cell]:
+def chosen_cells(cells: list[Cell], only: str | Sequence[str] | None) -> list[Cell]:
     wanted: dict[str, list[str]] = {}
     between = rf",(?=(?:{'|'.join(AXES)})=)"  # a comma that is not part of a label
     for choice in [

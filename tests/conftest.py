@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers have the cores: one thread each, set before torch is imported
@@ -55,7 +56,9 @@ def toy_config(data_path: Path, output_dir: Path) -> Callable[..., Config]:
 @pytest.fixture(scope="session")
 def ray() -> Iterator[Any]:
     """A Ray of two CPUs and a GPU that is not there, for all tests with ``xdist_group("ray")``."""
-    with ray_cluster(2, gpus=1) as n_workers:
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # stock RecBole, which other tests train, empties it
+        n_workers = stack.enter_context(ray_cluster(2, gpus=1))
         import fake_workers
         import ray
 

@@ -15,7 +15,6 @@ import pytest
 from report_cells import METRICS, cell, full_grid, write
 
 from recbole_robust import cli
-from recbole_robust.benchmark import _chosen
 from recbole_robust.grid import expand, load_grid
 from recbole_robust.properties_path import properties_dir
 from recbole_robust.report import load_pages, write_report
@@ -25,6 +24,7 @@ from recbole_robust.report.page import Page, make_page
 from recbole_robust.report.plots import PALETTE, SYMBOLS, figures
 from recbole_robust.report.settings import settings_of
 from recbole_robust.report.tables import Measured, make_entries, measure
+from recbole_robust.schedule import chosen_cells
 from recbole_robust.types import UserError
 
 EVIL = "<script>document.documentElement.dataset.hacked=1</script>"
@@ -146,7 +146,7 @@ def test_the_command_of_a_section_runs_its_cells_and_no_others() -> None:
     for section in page.sections:
         words, keys = cli.parse(shlex.split(page.command(section) or "")[2:])
         assert words == ["benchmark", str(source)]
-        chosen = _chosen(cells, keys["only"])
+        chosen = chosen_cells(cells, keys["only"])
         wanted = [one for one in cells if section.target_set in (None, one.target_set)]
         assert chosen == wanted and wanted
 

@@ -185,6 +185,7 @@ def test_asha_stops_the_trials_that_are_worse(ray, content, tmp_path):
     assert yaml.safe_load(done.best[0].read_text())["learning_rate"] == 10.0
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.xdist_group("ray")
 def test_tpe_with_half_a_gpu_a_trial(ray, content, tmp_path):
