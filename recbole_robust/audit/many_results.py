@@ -13,10 +13,11 @@ TRIVIAL = ("Pop", "Random")  # rankings that know nothing of the user
 ACCURACY = ("hit", "recall", "ndcg", "mrr", "map", "precision", "tailhit", "itemcoverage")
 # What decides on the rows of a split, beside data set and seed; under noise or new fans the targets do, too.
 _SPLIT_KEYS = (
-    "protocol", "MODEL_TYPE", "base_model", "eval_args", "heldout_file", "threshold", "val_interval", "rm_dup_inter",
+    "protocol", "eval_args", "heldout_file", "threshold", "val_interval", "rm_dup_inter",
     "user_inter_num_interval", "item_inter_num_interval", "MAX_ITEM_LIST_LENGTH", "data_path", "new_fans",
     "noise_ratio", "noise_kind", "noise_unit",
 )  # fmt: skip
+_OWN_SPLIT = ("SEQUENTIAL", "CONTEXT", "KNOWLEDGE")  # kinds of models whose rows are others than user, item, rating
 _LABELS = ("dataset", "attack", "method", "target_set", "seed")
 
 
@@ -81,7 +82,7 @@ def no_trivial_ranking_wins(results: Results) -> Iterator[str]:
     for result in results:
         cell = result.get("cell") or {}
         if result.get("attacked"):
-            where = (*_place(result)[:-1], cell.get("target_set"), cell.get("attack"))
+            where = (*_place(result)[:-1], cell.get("target_set"), cell.get("attack"), *_split_of(result))
             trivial = result["model"] if result["model"] in TRIVIAL and not result.get("defense") else ""
             label = trivial or cell.get("method") or result["model"]
             groups.setdefault(where, {}).setdefault(label, []).append(result)
@@ -91,7 +92,7 @@ def no_trivial_ranking_wins(results: Results) -> Iterator[str]:
             if name in methods and others:
                 beaten = [label for label in others if _wins(methods[name], methods[label])]
                 if len(beaten) == len(others):
-                    place = ", ".join(str(part) for part in where if part)
+                    place = ", ".join(str(part) for part in where[:-1] if part)
                     metrics = " ".join(_shared(methods[name], methods[others[0]]))
                     yield f"{place}: expected {name} to lose to some method on one of {metrics}, got {name} best on all"
 
@@ -146,6 +147,7 @@ def _place(result: Mapping[str, Any]) -> tuple[Any, ...]:
 def _split_of(result: Mapping[str, Any]) -> tuple[str, ...]:
     config = result.get("config") or {}
     told = [config.get(key) for key in _SPLIT_KEYS]
+    told.append(config.get("MODEL_TYPE") if config.get("MODEL_TYPE") in _OWN_SPLIT else None)
     if config.get("noise_ratio") or config.get("new_fans"):
         told.append(result.get("target_items"))
     return (_text(told),)
