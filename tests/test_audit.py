@@ -9,18 +9,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from recbole.data.interaction import cat_interactions
+from scipy.sparse.linalg import svds
 
 from recbole_robust import cli
 from recbole_robust.attacks import DADA, aush_networks
-from recbole_robust.audit import audit_files, bench, many_results, record_audit, self_checks
+from recbole_robust.audit import audit_files, bench, many_results, one_result, record_audit, self_checks
 from recbole_robust.audit.finding import Finding, run_check
 from recbole_robust.audit.self_checks import CHECKS
 from recbole_robust.benchmark import run_grid
 from recbole_robust.data import attacked_dataset
 from recbole_robust.data.attacked_dataset import AttackedMixin
 from recbole_robust.data.card import PoisonCard
+from recbole_robust.defenses import pca
 from recbole_robust.evaluation import target_pass
 from recbole_robust.evaluation.metrics import NEVER
 from recbole_robust.report import write_report
@@ -131,6 +135,17 @@ def dada_is_minimised(patch):
     patch.setattr(DADA, "objective", lambda *arguments: -objective(*arguments))
 
 
+def eigenvectors_are_not_squared(patch):
+    """SDLib, RecAD: the distances are sums of eigenvectors as the solver gives them."""
+
+    def distances(ratings, n_components):
+        start = np.random.default_rng(0).standard_normal(min(ratings.shape))
+        components = svds(ratings.astype(float), k=n_components, v0=start)[2]
+        return ratings.multiply(ratings) @ components.sum(axis=0)
+
+    patch.setattr(pca, "_sdlib_distances", distances)
+
+
 def hit_and_ndcg_are_all_the_accuracy(patch):
     patch.setattr(many_results, "ACCURACY", ("hit", "ndcg"))
 
@@ -172,6 +187,9 @@ FAULTS: dict[Callable[[Any], None], tuple[str, str]] = {
     dada_is_minimised: (
         "objectives push the targets up",
         "DADA: expected an objective that rises with the targets' scores, got a slope of -"),
+    eigenvectors_are_not_squared: (
+        "detectors do not depend on signs",
+        "PCA (sdlib): expected the same scores in any order of the items, got correlation -"),
     hit_and_ndcg_are_all_the_accuracy: (
         "no trivial ranking wins on all metrics",
         "toy: expected Pop to lose to some method on one of targethr@10 hit@10 ndcg@10, got Pop best on all"),
@@ -206,6 +224,25 @@ def test_a_check_that_cannot_run_has_failed():
 def test_a_finding_is_one_line():
     assert Finding("a", ("b\nc", "d"), "2 files").line == "FAILED: a: b c (and 1 more) (2 files)"
     assert Finding("a", (), "2 files").line == "ok: a (2 files)"
+
+
+# --- docs/seven_ways.md ----------------------------------------------------------------------------------------------
+
+STORIES = re.split(r"^## ", (REPOSITORY / "docs" / "seven_ways.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+
+
+def test_there_are_seven_ways():
+    assert [story[:3] for story in STORIES] == [f"{n}. " for n in range(1, 8)]
+
+
+@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.partition("\n")[0])
+def test_a_story_has_ten_lines_that_run_and_a_check_that_exists(story):
+    (code,) = re.findall(r"^```python\n(.*?)^```$", story, re.DOTALL | re.MULTILINE)
+    assert len([line for line in code.splitlines() if line]) <= 10 and "assert" in code
+    torch.manual_seed(0)
+    exec(code, {})
+    told = {" ".join(check.split()) for check in re.findall(r"\*\*(.*?)\*\*", story.rpartition("```")[2], re.DOTALL)}
+    assert told and told <= {*CHECKS, *one_result.CHECKS}
 
 
 # --- one result ------------------------------------------------------------------------------------------------------

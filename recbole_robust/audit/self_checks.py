@@ -21,10 +21,11 @@ from recbole_robust.audit.finding import Finding, run_check
 from recbole_robust.audit.many_results import no_trivial_ranking_wins
 from recbole_robust.data.card import PoisonCard
 from recbole_robust.data.load import clean_train_split
-from recbole_robust.data.views import attacker_view, genuine_item_counts
+from recbole_robust.data.views import attacker_view, defender_view, genuine_item_counts
+from recbole_robust.defenses.pca import PCA
 from recbole_robust.registry import ATTACKS
 from recbole_robust.results import split_hash
-from recbole_robust.types import UserError
+from recbole_robust.types import DefenderView, UserError
 
 
 def test_rows_are_never_trained_on(bench: Bench) -> Iterator[str]:
@@ -185,6 +186,24 @@ def attacks_push_their_targets(bench: Bench) -> Iterator[str]:
                 yield f"{name}: expected an objective that rises with the targets' scores, got a slope of {slope:.3g}"
 
 
+def detectors_do_not_depend_on_signs(bench: Bench) -> Iterator[str]:
+    """SDLib and RecAD sum eigenvectors without a square: their sign, which is arbitrary, turns an AUC of a into 1 - a.
+
+    Another order of the items gives the same users the same scores, but the solver other signs.
+    """
+    config = bench.config()
+    ratings = defender_view(bench.splits(config, bench.card(config))[0]).ratings
+    rng = np.random.default_rng(0)
+    for variant in ("mehta", "sdlib"):
+        scores = []
+        for items in (np.arange(ratings.shape[1]), *(rng.permutation(ratings.shape[1]) for _ in range(6))):
+            view = DefenderView(ratings[:, items].tocsr(), 1.0, 5.0, 1.0)
+            scores.append(PCA(variant=variant)(view, rng=np.random.default_rng(0)).scores)
+        alike = min(np.corrcoef(scores[0], other)[0, 1] for other in scores[1:])
+        if not alike > 0.999:
+            yield f"PCA ({variant}): expected the same scores in any order of the items, got correlation {alike:.3f}"
+
+
 def no_trivial_ranking_wins_on_toy(bench: Bench) -> Iterator[str]:
     """A ranking by popularity has the best robustness and often a good hit ratio: more must be reported than these."""
     made = bench.made(bench.config())
@@ -248,6 +267,7 @@ CHECKS: dict[str, Callable[[Bench], Iterator[str]]] = {
     "a generator's weights move": generator_learns,
     "generated ratings are pushed up": generated_ratings_are_pushed_up,
     "objectives push the targets up": attacks_push_their_targets,
+    "detectors do not depend on signs": detectors_do_not_depend_on_signs,
     "no trivial ranking wins on all metrics": no_trivial_ranking_wins_on_toy,
     "the split is that of the seed": split_is_that_of_the_seed,
     "a changed poison card is refused": changed_cards_are_refused,
