@@ -18,7 +18,7 @@ from recbole_robust.audit import many_results, one_result
 from recbole_robust.audit.finding import Finding, run_check
 from recbole_robust.audit.self_checks import self_checks
 from recbole_robust.audit.stored import cards_are_those_of_the_results, split_is_the_recorded_one
-from recbole_robust.report import AUDIT_FILE, GRID_FILE, digest_of_cells, load_results, write_text
+from recbole_robust.report import AUDIT_FILE, GRID_FILE, digest_of_cells, load_results, read_grid, write_text
 from recbole_robust.types import UserError
 
 __all__ = ["Finding", "audit_files", "record_audit", "record_if_grid", "self_checks"]
@@ -61,7 +61,7 @@ def _of_grid(file: Path, root: Path, results: Sequence[Mapping[str, Any]]) -> li
     """The checks of one grid; cells that it no longer has are not its results."""
     place = file.parent.relative_to(root)
     here = [result for result in results if Path(str(result["path"])).parent == place and result.get("cell")]
-    cells = json.loads(file.read_text(encoding="utf-8")).get("cells", [])
+    cells = read_grid(file).get("cells", [])
     own = [r for r in here if "error" not in r and (not cells or Path(str(r["path"])).stem in cells)]
     name = f"{place.as_posix()}: " if place != Path() else ""
     complete = run_check(

@@ -103,7 +103,7 @@ def load_pages(folder: str | Path) -> list[Page]:
     results = load_results(root)
     if not results:
         raise UserError(f"{root}: expected result files below it, found none")
-    grids = {path.parent.relative_to(root).as_posix(): _read_grid(path) for path in sorted(root.rglob(GRID_FILE))}
+    grids = {path.parent.relative_to(root).as_posix(): read_grid(path) for path in sorted(root.rglob(GRID_FILE))}
     parts: dict[str | None, list[dict[str, Any]]] = {}
     for result in results:
         parent = Path(result["path"]).parent.as_posix()
@@ -120,6 +120,19 @@ def load_pages(folder: str | Path) -> list[Page]:
         audit = audit_of(root / place) if place is not None else ()
         pages.append(make_page(used, left_out=left_out, audit=audit, **options))
     return pages
+
+
+def read_grid(path: Path) -> dict[str, Any]:
+    """The ``grid.json`` of a grid.
+
+    Raises:
+        UserError: it is not one.
+    """
+    grid = _read_json(path)
+    kinds = {"report": dict, "axes": dict, "cells": list}
+    if not isinstance(grid, dict) or not all(isinstance(grid.get(key, kind()), kind) for key, kind in kinds.items()):
+        raise UserError(f"{path}: expected the file that a benchmark leaves beside its cells, got something else")
+    return grid
 
 
 def digest_of_cells(folder: Path) -> str:
@@ -183,13 +196,6 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: expected a JSON file, got one that cannot be read ({error})") from None
-
-
-def _read_grid(path: Path) -> dict[str, Any]:
-    grid = _read_json(path)
-    if not isinstance(grid, dict) or not all(isinstance(grid.get(key, {}), dict) for key in ("report", "axes")):
-        raise UserError(f"{path}: expected the file that a benchmark leaves beside its cells, got something else")
-    return grid
 
 
 def _check(result: Mapping[str, Any], path: Path) -> None:
