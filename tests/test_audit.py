@@ -14,6 +14,7 @@ import pytest
 import torch
 from recbole.data.interaction import cat_interactions
 from scipy.sparse.linalg import svds
+from toy_splits import ATTACK, VICTIMS
 
 from recbole_robust import cli
 from recbole_robust.attacks import DADA, aush_networks
@@ -292,6 +293,25 @@ def test_a_good_run_passes(result, capsys):
     assert told["the split is the recorded one"] == "1 splits made again"
     assert cli.main(["audit", str(result.parent)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"audit: all {len(found)} checks passed"
+
+
+@pytest.mark.parametrize(
+    ("model", "keys"),
+    [
+        ("BPR", {"attack": "Random", "attack_size": 0.05, "n_targets": 3}),
+        ("SASRec", {**VICTIMS["SASRec"], **ATTACK}),
+        ("DIN", {**VICTIMS["DIN"], **ATTACK}),
+        ("MF", {**ATTACK, "noise_ratio": 0.3}),
+        ("MF", {**ATTACK, "tune": True}),
+        ("MF", {**ATTACK, "defense": "CoRating", "compare_clean": False}),
+        ("MF", {"attack": "Organic", "new_fans": 3, "n_fake_users": 3, "target_items": ["i3", "i40"]}),
+        ("MF", {}),
+    ],
+    ids=["BPR", "SASRec", "DIN", "noise", "tune", "detector", "Organic", "clean"],
+)
+def test_no_false_alarm(model, keys, run):
+    found = audit_files(run(model, **{**keys, "epochs": 1})["path"])
+    assert failures(found) == {} and found[-1].note == "1 splits made again"
 
 
 def per_target(result: dict[str, Any], condition: str = "attacked") -> dict[str, float]:
