@@ -64,7 +64,7 @@ def run_grid(
     retry_failed: bool = False,
     progress: bool = True,
 ) -> GridRun:
-    """Run the cells of a grid that have no result yet and render the report.
+    """Run the cells of a grid that have no result yet and render the report, which tells what the audit says.
 
     Each cell is written to ``<output_dir>/<grid name>/<cell id>.json`` whole or not at all, so that a grid killed at
     any moment goes on where it was. A cell that raises is recorded with its error and the others go on; Ctrl-C stops at
@@ -106,6 +106,9 @@ def run_grid(
             if progress:
                 bar.write(_line(cell, record, (content.get("report") or {}).get("metrics")), file=sys.stderr)
             bar.update()
+    from recbole_robust.audit import record_audit  # here, so that a grid can be read without torch
+
+    record_audit(folder)
     return GridRun(folder, write_report(folder), len(asked.pending), asked.n_skipped, n_failed)
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``run`` (also without a name), ``attack``, ``benchmark``, ``sweep`` and ``report``."""
+"""The command line: ``run`` (also without a name), ``attack``, ``benchmark``, ``sweep``, ``report`` and ``audit``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ usage: recbole-robust [run] --model=<name> --dataset=<name> [--attack=<name>] [-
        recbole-robust sweep <sweep.yaml> [--workers=1] [--gpu_per_trial=0] [--address=<host:port>] [--resume] [--force]
                             [--output_dir=...]
        recbole-robust report <folder> [--format=markdown|latex|html] [--pictures] [--out=<file>]
+       recbole-robust audit [<result.json or folder>] [--data_path=<folder>] [--splits=true]
 
 run        train a model, attack it, measure it beside its baseline; prints a table and the path of result.json
 attack     make the fake profiles of an attack and train no victim; prints the path of the poison card, which
@@ -28,6 +29,9 @@ benchmark  run a grid of such runs, one JSON a cell; goes on where it was. --wor
 sweep      search for the best configuration by Ray Tune, on validation data only; writes trials.json, a table and
            best.yaml, which --config_files=best.yaml takes; --resume goes on with a sweep that was stopped
 report     render the cells of a folder: Markdown (with --pictures: SVG beside it), LaTeX tables, or one HTML page
+audit      check this installation on the toy data, or the results in a folder: one line a check; exit code 1 where one
+           fails. Beside the cells of a grid it leaves audit.json, which the report tells of. --splits=false does not
+           read the data to make the splits again
 
   -m, --model        MF, DampedMean, Pop, PurifyAugMF, PCMF, RGCF or any RecBole model; PurifyAug and ATJT go around
                      another (--base_model=BPR, --base_model=SASRec); SeqDCN: DCN that sees the sequence
@@ -89,7 +93,7 @@ def _is_value_of(key: str, text: str) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line. Exit code 0: done; 2: the user's mistake, one line on stderr.
+    """Run the command line. Exit code 0: done; 1: the audit failed; 2: the user's mistake, one line on stderr.
 
     Any other exception is our fault: it propagates, so that Python prints it and exits with code 1.
     """
@@ -107,20 +111,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"recbole-robust {__version__}")
             return 0
         command = words.pop(0) if words else "run"
-        commands = {"run": _run, "attack": _attack, "benchmark": _benchmark, "sweep": _sweep, "report": _report}
+        commands = {
+            "run": _run, "attack": _attack, "benchmark": _benchmark,
+            "sweep": _sweep, "report": _report, "audit": _audit,
+        }  # fmt: skip
         if command not in commands:
-            what = "option" if command.startswith("-") else "command"
-            raise UserError(
-                f"unknown {what} {command!r}: expected run, attack, benchmark, sweep or report (--help says more)"
-            )
-        commands[command](words, keys, arguments)
+            what, names = "option" if command.startswith("-") else "command", [*commands]
+            told = f"{', '.join(names[:-1])} or {names[-1]}"
+            raise UserError(f"unknown {what} {command!r}: expected {told} (--help says more)")
+        return commands[command](words, keys, arguments) or 0
     except UserError as error:
         print("error:", str(error).replace("\n", " "), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    return 0
 
 
 def _run(words: list[str], keys: dict[str, str], arguments: list[str]) -> None:
@@ -223,6 +228,43 @@ def _report(words: list[str], keys: dict[str, str], arguments: list[str]) -> Non
     if pictures not in ("true", "false"):
         raise UserError(f"report: --pictures: expected true or false, got {keys['pictures']!r}")
     print(f"report: {write_report(words[0], keys.get('out'), keys.get('format'), pictures == 'true')}")
+
+
+def _audit(words: list[str], keys: dict[str, str], arguments: list[str]) -> int:
+    from recbole_robust.audit import audit_files, record_if_grid, self_checks
+    from recbole_robust.types import UserError
+
+    splits = keys.get("splits", "true").lower()
+    if len(words) > 1 or set(keys) - {"data_path", "splits"} or splits not in ("true", "false"):
+        given = " ".join([*words[1:], *(f"--{key}={value}" for key, value in keys.items())])
+        raise UserError(f"audit: expected at most one path, --data_path=<folder> and --splits=true|false, got {given}")
+    n_checks = n_failed = 0
+    with _quiet_log():
+        found = (
+            audit_files(words[0], keys.get("data_path"), splits == "true")
+            if words
+            else self_checks(keys.get("data_path"))
+        )
+        for finding in found:
+            print(finding.line, flush=True)
+            n_checks, n_failed = n_checks + 1, n_failed + bool(finding.failures)
+        if words:
+            record_if_grid(words[0])
+    print(f"audit: {n_failed} of {n_checks} checks failed" if n_failed else f"audit: all {n_checks} checks passed")
+    return 1 if n_failed else 0
+
+
+@contextlib.contextmanager
+def _quiet_log() -> Iterator[None]:
+    """Only warnings and errors of the log are shown inside this block."""
+    import logging
+
+    level = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(level)
 
 
 COLUMNS = ("targethr", "hit", "recall", "ndcg", "tailhit", "itemcoverage")

@@ -55,6 +55,7 @@ POISON_KEYS = (
     "known_users", "poison",
 )  # fmt: skip
 DRAW_KEYS = ("n_targets", "target_choice", "target_seed")
+LONGEST_NAME = 200  # bytes of a data set's name: file systems allow 255, with a suffix
 TARGET_KEYS = ("target_items", *DRAW_KEYS, "target_hr_denominator")
 MERGED_KEYS = ("attack_args", "defense_args")  # mappings that are merged key by key instead of replaced
 COUNT_OF = {"attack_size": "n_fake_users", "filler_size": "n_fillers"}  # a fraction, and the count that says the same
@@ -181,6 +182,9 @@ class Config(RecBoleConfig):
                 raise UserError(f"{key}: expected a name, got none; say --{key}=<name>")
         if not isinstance(dataset, str) or dataset != os.path.basename(dataset) or dataset in ("", ".", ".."):
             raise UserError(f"dataset: expected the name of a folder in data_path, got {dataset!r}")
+        if "\0" in dataset or len(os.fsencode(dataset)) > LONGEST_NAME:
+            raise UserError(f"dataset: expected the name of a folder in data_path, got {dataset[:40]!r} ... "
+                            f"({len(dataset)} letters)")  # fmt: skip
         if not isinstance(model, type):
             model = registry.get_model(model, base=self.external_config_dict.get("base_model"))
         return super()._get_model_and_dataset(model, dataset)

@@ -20,6 +20,7 @@ from recbole_robust.config_checks import read_yaml
 from recbole_robust.data.atomic_file import column_names
 from recbole_robust.data.card import SCHEMA_VERSION, PoisonCard, bytes_digest, card_folder
 from recbole_robust.data.fake_users_json import card_of_fake_users
+from recbole_robust.data.injection import check_names_are_free, fake_tokens
 from recbole_robust.data.load import clean_train_split
 from recbole_robust.data.poison import Poison, targets_of
 from recbole_robust.data.views import attacker_view
@@ -122,6 +123,7 @@ def _replayed(config: Config) -> StoredCard:
     card = PoisonCard.load(config["poison"])
     train = clean_train_split(config)
     profiles, newcomers = card.to_ids(train), attacker_view(train).newcomers
+    check_names_are_free(train, fake_tokens(card.profiles.n_users))
     if card.is_control and (newcomers is None or newcomers.digest() != profiles.digest()):
         raise UserError(f"poison: expected the new_fans ({card.profiles.n_users}), targets and seed of this card of "
                         f"Organic, so that its users are held out, got new_fans {config['new_fans']}")  # fmt: skip
@@ -156,6 +158,7 @@ def _found_or_made(config: Config, train, identity: dict[str, Any], make: Callab
         if stored := found(logging.WARNING):
             return stored
         card = make()
+        check_names_are_free(train, fake_tokens(card.profiles.n_users))  # before the card is stored and a model trained
         told = {"protocol": config["protocol"], "stealth": stealth_of(train, card), "versions": _versions(), "key": key}
         card = replace(card, settings={**card.settings, **told})
         card.save(folder)

@@ -239,7 +239,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {  # what: (words, what the li
     "key twice": (["--seed=1", "--seed=2"], ["--seed: expected one value, got '1' and '2'"]),
     "no key": (["--=3"], ["expected --key=value, got '--=3'"]),
     "a word": (["run", "MF"], ["expected --key=value, got 'MF'"]),
-    "command": (["train"], ["unknown command 'train'", "run, attack, benchmark, sweep or report"]),
+    "command": (["train"], ["unknown command 'train'", "run, attack, benchmark, sweep, report or audit"]),
     "option": (["-v"], ["unknown option '-v'"]),
     "preset": (["--model=PurifyAugMF", "--preset=litteral"], ["unknown preset of PurifyAugMF 'litteral'", "literal?"]),
     "protocol": (["--protocol=apr"], ["unknown protocol 'apr'", "did you mean apt"]),

@@ -19,7 +19,7 @@ LAYERS = (
     ("data", "evaluation", "defenses", "model", "initialisation"),
     ("config", "config_checks", "registry"),
     ("quick_start", "poisoning", "results", "tracking", "sequence_report", "baselines"),
-    ("statistics", "grid", "schedule", "benchmark", "sweep", "report"),
+    ("statistics", "grid", "schedule", "benchmark", "sweep", "report", "audit"),
     ("cli",),
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
@@ -185,7 +185,7 @@ def test_what_is_forbidden_is_followed(tmp_path):
 def _tree(tmp_path: Path, path: str, line: str) -> Path:
     """A package of empty modules, one a unit, with ``line`` as the content of one of them."""
     source = tmp_path / PACKAGE
-    packages = ("attacks", "data", "defenses", "evaluation", "model", "report", "sweep")
+    packages = ("attacks", "audit", "data", "defenses", "evaluation", "model", "report", "sweep")
     for name in ("__init__", *LEVEL):
         file = source / name / "__init__.py" if name in packages else source / f"{name}.py"
         file.parent.mkdir(parents=True, exist_ok=True)

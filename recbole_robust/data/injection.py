@@ -34,11 +34,8 @@ def add_users(dataset, splits, tokens: list[str], rng: np.random.Generator) -> N
     Raises:
         UserError: the data set has a user of such a name.
     """
+    check_names_are_free(dataset, tokens)
     uid = dataset.uid_field
-    clash = [token for token in tokens if token in dataset.field2token_id[uid]]
-    if clash:
-        prefix = clash[0].rstrip("0123456789")
-        raise UserError(f"{dataset.dataset_name}: expected no user named {prefix}<k>, got {clash[0]}")
     first = len(dataset.field2id_token[uid])
     table = np.append(dataset.field2id_token[uid], np.array(tokens, dtype=str))
     index = np.concatenate([np.arange(first), rng.integers(1, first, size=len(tokens))])
@@ -53,6 +50,14 @@ def add_users(dataset, splits, tokens: list[str], rng: np.random.Generator) -> N
         grown[uid] = torch.arange(len(table))
         for part in (dataset, *splits):
             part.user_feat = grown
+
+
+def check_names_are_free(dataset, tokens: list[str]) -> None:
+    """Raise a :class:`UserError` where the data set has a user of one of these names."""
+    clash = [token for token in tokens if token in dataset.field2token_id[dataset.uid_field]]
+    if clash:
+        prefix = clash[0].rstrip("0123456789")
+        raise UserError(f"{dataset.dataset_name}: expected no user named {prefix}<k>, got {clash[0]}")
 
 
 def user_tables(dataset) -> set[str]:

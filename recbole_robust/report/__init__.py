@@ -8,6 +8,7 @@ Stdlib, numpy and ``statistics.py`` only: a report needs neither torch nor recbo
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ __all__ = ["Published", "load_pages", "load_published", "load_results", "render_
 
 SCHEMA_VERSION = 1
 GRID_FILE = "grid.json"  # what a benchmark leaves beside its cells: the order of labels, its cells, its report options
+AUDIT_FILE = "audit.json"  # what ``recbole-robust audit`` found in them
 REPORT_OPTIONS = ("title", "metrics", "published", "undefended")
 FORMATS = {"markdown": ".md", "latex": ".tex", "html": ".html"}  # and the suffix of each
 
@@ -101,7 +103,7 @@ def load_pages(folder: str | Path) -> list[Page]:
     results = load_results(root)
     if not results:
         raise UserError(f"{root}: expected result files below it, found none")
-    grids = {path.parent.relative_to(root).as_posix(): _read_grid(path) for path in sorted(root.rglob(GRID_FILE))}
+    grids = {path.parent.relative_to(root).as_posix(): read_grid(path) for path in sorted(root.rglob(GRID_FILE))}
     parts: dict[str | None, list[dict[str, Any]]] = {}
     for result in results:
         parent = Path(result["path"]).parent.as_posix()
@@ -115,8 +117,53 @@ def load_pages(folder: str | Path) -> list[Page]:
         options = {key: value for key, value in grid.get("report", {}).items() if key in REPORT_OPTIONS}
         name = grid.get("name") or (some[0].get("cell") or {}).get("grid") or root.resolve().name
         options = {"title": name, "order": grid.get("axes"), "source": grid.get("source"), **options}
-        pages.append(make_page(used, left_out=left_out, **options))
+        audit = audit_of(root / place) if place is not None else ()
+        pages.append(make_page(used, left_out=left_out, audit=audit, **options))
     return pages
+
+
+def read_grid(path: Path) -> dict[str, Any]:
+    """The ``grid.json`` of a grid.
+
+    Raises:
+        UserError: it is not one.
+    """
+    grid = _read_json(path)
+    kinds = {"report": dict, "axes": dict, "cells": list}
+    if not isinstance(grid, dict) or not all(isinstance(grid.get(key, kind()), kind) for key, kind in kinds.items()):
+        raise UserError(f"{path}: expected the file that a benchmark leaves beside its cells, got something else")
+    return grid
+
+
+def digest_of_cells(folder: Path) -> str:
+    """Sixteen hexadecimal digits of the JSON files in a grid's folder, less the audit's: what an audit has seen."""
+    sha = hashlib.sha256()
+    for path in sorted(folder.glob("*.json")):
+        if path.name != AUDIT_FILE:
+            sha.update(f"{path.name}\x1f".encode() + path.read_bytes() + b"\x1f")
+    return sha.hexdigest()[:16]
+
+
+def audit_of(folder: Path) -> tuple[str, ...]:
+    """What the audit of a grid's folder says, in lines; nothing where it was never audited.
+
+    Raises:
+        UserError: the file of an audit is not one.
+    """
+    path = folder / AUDIT_FILE
+    if not path.is_file():
+        return ()
+    found = _read_json(path)
+    try:
+        failed = [str(one["line"]) for one in found["findings"] if one["failures"]]
+        n_checks, digest = len(found["findings"]), found["digest"]
+    except (KeyError, TypeError):
+        raise UserError(f"{path}: expected the file that an audit leaves, got something else") from None
+    if digest != digest_of_cells(folder):
+        return (f"Audit: of other files than these. Run: recbole-robust audit {folder.name}",)
+    if not failed:
+        return (f"Audit: all {n_checks} checks of these files passed.",)
+    return (f"Audit: {len(failed)} of {n_checks} checks of these files failed.", *failed)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -149,13 +196,6 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: expected a JSON file, got one that cannot be read ({error})") from None
-
-
-def _read_grid(path: Path) -> dict[str, Any]:
-    grid = _read_json(path)
-    if not isinstance(grid, dict) or not all(isinstance(grid.get(key, {}), dict) for key in ("report", "axes")):
-        raise UserError(f"{path}: expected the file that a benchmark leaves beside its cells, got something else")
-    return grid
 
 
 def _check(result: Mapping[str, Any], path: Path) -> None:

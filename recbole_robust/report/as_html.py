@@ -104,12 +104,15 @@ def _part(page: Page, key: str, drawn: list[plots.Figure]) -> Iterable[str]:
     if page.failed:
         n_cells = page.n_results + len(page.failed)
         yield f"<p><strong>{len(page.failed)} of {n_cells} cells failed: they are listed at the end.</strong></p>"
+    if page.audit:
+        yield f"<p>{escape(page.audit[0])}</p>"
     for j, dataset in enumerate(page.datasets):
         yield from _dataset(page, dataset, f"{key}-d{j}", drawn)
     yield from _settings(page, key)
     yield from _reproduce(page, key)
     if page.made_with:
         yield f"<h2>Made with</h2><p>{escape(page.made_with)}</p>"
+    yield from _list("Checks of the audit that failed", page.audit[1:])
     yield from _list("Failed cells", page.failed)
     yield from _list("Files left out: cells that the grid no longer has", page.left_out)
     yield "</article>"

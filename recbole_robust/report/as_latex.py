@@ -64,6 +64,7 @@ def _page(page: Page) -> Iterable[str]:
             "and settings;"
         )
         yield r"$\uparrow$: the whole interval lies above it, $\downarrow$: below it, no arrow: around it."
+    yield from (escape(line) for line in page.audit)
     yield ""
     for section in page.sections:
         yield from (rf"\subsection*{{{escape(section.heading)}}}", "")

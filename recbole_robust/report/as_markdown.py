@@ -20,6 +20,7 @@ def markdown(page: Page, pictures: Mapping[str, str] | None = None) -> str:
             lines += _table(table)
     lines += _reproduce(page)
     lines += ["## Made with", "", escape(page.made_with), ""] if page.made_with else []
+    lines += _list("Checks of the audit that failed", page.audit[1:])
     lines += _list("Failed cells", page.failed)
     lines += _list("Files left out: cells that the grid no longer has", page.left_out)
     return "\n".join(lines).rstrip() + "\n"
@@ -42,7 +43,7 @@ def _preamble(page: Page) -> list[str]:
     if n_failed:
         n_cells = page.n_results + n_failed
         lines += ["", f"**{n_failed} of {n_cells} cells failed: they are listed at the end.**"]
-    return lines
+    return [*lines, *(line for told in page.audit[:1] for line in ("", escape(told)))]
 
 
 def _table(table: Table) -> list[str]:

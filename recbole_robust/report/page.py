@@ -40,6 +40,7 @@ class Page:
         made_with: versions, device, threads and dates, in one line.
         failed: one line a failed cell.
         left_out: files that were found and not used.
+        audit: what the grid's audit says, in lines; the first sums up, the others are the checks that failed.
     """
 
     title: str
@@ -54,6 +55,7 @@ class Page:
     made_with: str
     failed: Sequence[str]
     left_out: Sequence[str]
+    audit: Sequence[str] = ()
 
     @property
     def summary(self) -> str:
@@ -94,6 +96,7 @@ def make_page(
     undefended: str = "MF",
     source: str | None = None,
     left_out: Sequence[str] = (),
+    audit: Sequence[str] = (),
 ) -> Page:
     """What a report of some results says.
 
@@ -107,6 +110,7 @@ def make_page(
         undefended: label of the method on which the attacks' strength is judged.
         source: the grid file that makes all of it in one command.
         left_out: files that were found and not used, listed at the end.
+        audit: what the audit of these files says, in lines.
 
     Raises:
         UserError: two results hold the same cell, or the published table is not there.
@@ -142,6 +146,7 @@ def make_page(
         _environment(results),
         failed,
         list(left_out),
+        list(audit),
     )
 
 
