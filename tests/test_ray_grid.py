@@ -27,7 +27,7 @@ from recbole_robust.types import UserError
 
 pytestmark = [pytest.mark.ray, pytest.mark.xdist_group("ray")]
 
-VOLATILE = ("seconds", "peak_memory_mib")  # and of the poison: where the card is, and which cell made it
+VOLATILE = ("digest", "seconds", "peak_memory_mib")  # and of the poison: where the card is, and which cell made it
 FAKE: dict[str, Any] = {
     "name": "fake",
     "datasets": ["toy"],
