@@ -238,18 +238,19 @@ def _audit(words: list[str], keys: dict[str, str], arguments: list[str]) -> int:
     if len(words) > 1 or set(keys) - {"data_path", "splits"} or splits not in ("true", "false"):
         given = " ".join([*words[1:], *(f"--{key}={value}" for key, value in keys.items())])
         raise UserError(f"audit: expected at most one path, --data_path=<folder> and --splits=true|false, got {given}")
-    n_checks = n_failed = 0
     with _quiet_log():
         found = (
             audit_files(words[0], keys.get("data_path"), splits == "true")
             if words
             else self_checks(keys.get("data_path"))
         )
+        findings = []
         for finding in found:
             print(finding.line, flush=True)
-            n_checks, n_failed = n_checks + 1, n_failed + bool(finding.failures)
+            findings.append(finding)
         if words:
-            record_if_grid(words[0])
+            record_if_grid(words[0], findings)
+    n_checks, n_failed = len(findings), sum(bool(finding.failures) for finding in findings)
     print(f"audit: {n_failed} of {n_checks} checks failed" if n_failed else f"audit: all {n_checks} checks passed")
     return 1 if n_failed else 0
 

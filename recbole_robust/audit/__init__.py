@@ -17,7 +17,7 @@ from typing import Any
 from recbole_robust.audit import many_results, one_result
 from recbole_robust.audit.finding import Finding, run_check
 from recbole_robust.audit.self_checks import self_checks
-from recbole_robust.audit.stored import cards_are_those_of_the_results, split_is_the_recorded_one
+from recbole_robust.audit.stored import SPLIT_CHECK, cards_are_those_of_the_results, split_is_the_recorded_one
 from recbole_robust.report import AUDIT_FILE, GRID_FILE, digest_of_cells, load_results, read_grid, write_text
 from recbole_robust.types import UserError
 
@@ -62,7 +62,8 @@ def _of_grid(file: Path, root: Path, results: Sequence[Mapping[str, Any]]) -> li
     place = file.parent.relative_to(root)
     here = [result for result in results if Path(str(result["path"])).parent == place and result.get("cell")]
     cells = read_grid(file).get("cells", [])
-    own = [r for r in here if "error" not in r and (not cells or Path(str(r["path"])).stem in cells)]
+    ids = set(cells)
+    own = [r for r in here if "error" not in r and (not ids or Path(str(r["path"])).stem in ids)]
     name = f"{place.as_posix()}: " if place != Path() else ""
     complete = run_check(
         f"{name}every cell is there once", lambda: many_results.cells_are_there_once(here, cells), f"{len(cells)} cells"
@@ -76,14 +77,18 @@ def _of_grid(file: Path, root: Path, results: Sequence[Mapping[str, Any]]) -> li
 def record_audit(folder: Path) -> list[Finding]:
     """Audit a grid's folder, its splits apart, and leave the outcome beside its cells, where the report reads it."""
     findings = audit_files(folder, splits=False)
-    told = [{"check": one.check, "failures": list(one.failures[:20]), "line": one.line} for one in findings]
-    content = {"digest": digest_of_cells(folder), "findings": told}
-    write_text(folder / AUDIT_FILE, json.dumps(content, indent=1) + "\n")
+    _record(folder, findings)
     return findings
 
 
-def record_if_grid(path: str | Path) -> None:
-    """Leave the outcome of an audit beside the cells where ``path`` is the folder of a grid that can be written."""
+def _record(folder: Path, findings: Sequence[Finding]) -> None:
+    told = [{"check": one.check, "failures": list(one.failures[:20]), "line": one.line} for one in findings]
+    content = {"digest": digest_of_cells(folder), "findings": told}
+    write_text(folder / AUDIT_FILE, json.dumps(content, indent=1) + "\n")
+
+
+def record_if_grid(path: str | Path, findings: Sequence[Finding]) -> None:
+    """Leave what :func:`audit_files` found, its splits apart, where ``path`` is the folder of a grid to write into."""
     if (Path(path) / GRID_FILE).is_file():
         with contextlib.suppress(OSError):
-            record_audit(Path(path))
+            _record(Path(path), [finding for finding in findings if finding.check != SPLIT_CHECK])

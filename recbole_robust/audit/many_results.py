@@ -23,14 +23,15 @@ _LABELS = ("dataset", "attack", "method", "target_set", "seed")
 
 def cells_are_there_once(results: Results, cells: Sequence[str]) -> Iterator[str]:
     """Args: cells: the ids that grid.json lists; a result's file is named by its own."""
-    stems = {str(result["path"]).rpartition("/")[2].removesuffix(".json") for result in results}
+    stems = {_stem(result) for result in results}
     missing = [cell for cell in cells if cell not in stems]
     if missing:
         yield f"expected the {len(cells)} cells of grid.json, got {len(cells) - len(missing)} (missing: {missing[0]})"
     failed = [result["path"] for result in results if "error" in result]
     if failed:
         yield f"expected numbers in all cells, got an error in {len(failed)} ({failed[0]})"
-    own = [result for result in results if str(result["path"]).rpartition("/")[2].removesuffix(".json") in set(cells)]
+    ids = set(cells)
+    own = [result for result in results if _stem(result) in ids]
     counts = Counter(tuple(result["cell"].get(axis) for axis in _LABELS) for result in own)
     for labels, n in counts.items():
         if n > 1:
@@ -38,6 +39,10 @@ def cells_are_there_once(results: Results, cells: Sequence[str]) -> Iterator[str
     for result in own:
         if result.get("seed", result["cell"]["seed"]) != result["cell"]["seed"]:
             yield f"{result['path']}: expected seed {result['cell']['seed']} of its cell, got {result['seed']}"
+
+
+def _stem(result: Mapping[str, Any]) -> str:
+    return str(result["path"]).rpartition("/")[2].removesuffix(".json")
 
 
 def one_split_a_seed(results: Results) -> Iterator[str]:

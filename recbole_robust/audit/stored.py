@@ -17,6 +17,8 @@ from recbole_robust.types import UserError
 
 Results = Sequence[Mapping[str, Any]]
 
+SPLIT_CHECK = "the split is the recorded one"
+
 
 def cards_are_those_of_the_results(results: Results, root: Path) -> Finding:
     """The cards that are still there: readable, of the recorded hash, budget and targets, and of no more users."""
@@ -77,7 +79,7 @@ def split_is_the_recorded_one(results: Results, data_path: str | None = None) ->
     note = f"{len(chosen) - len(skipped)} splits made again" + (
         f", {len(skipped)} not: {skipped[0]}" if skipped else ""
     )
-    return Finding("the split is the recorded one", tuple(failures), note)
+    return Finding(SPLIT_CHECK, tuple(failures), note)
 
 
 def split_hash_of(result: Mapping[str, Any], data_path: str | None = None) -> str:
