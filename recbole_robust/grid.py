@@ -95,9 +95,7 @@ def expand(grid: Mapping[str, Any]) -> list[Cell]:
     unknown = [name for name in grid if name not in _FIELDS]
     if unknown:
         raise UserError(f"grid: expected the fields {', '.join(_FIELDS)}, got {unknown[0]!r}")
-    name = grid.get("name")
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
-        raise UserError(f"name: expected a folder name of letters, digits, dot, - and _, got {name!r}")
+    name = folder_name(grid.get("name"))
     axes = {
         "datasets": _axis(grid, "datasets"),
         "target_sets": _axis(grid, "target_sets") if "target_sets" in grid else [("default", {})],
@@ -121,19 +119,40 @@ def expand(grid: Mapping[str, Any]) -> list[Cell]:
     return cells
 
 
+def folder_name(name: Any) -> str:
+    """The name of a grid or a sweep, which is that of its folder, too.
+
+    Raises:
+        UserError: it is none that every file system takes.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
+        raise UserError(f"name: expected a folder name of letters, digits, dot, - and _, got {name!r}")
+    return name
+
+
+def given_or_shipped(kind: str, source: str | Path, command: str, what: str) -> Path:
+    """A YAML file: the path of one, or the name of one under ``properties/<kind>``.
+
+    Raises:
+        UserError: there is neither; ``command`` and ``what`` are how it tells what it expected.
+    """
+    path = Path(source)
+    if path.is_file():
+        return path
+    shipped = properties_dir() / kind / f"{path.name.removesuffix('.yaml')}.yaml"
+    if not shipped.is_file():
+        known = ", ".join(sorted(file.stem for file in shipped.parent.glob("*.yaml"))) or "none"
+        raise UserError(f"{command}: expected {what} or one of {known}, got {str(source)!r}")
+    return shipped
+
+
 def load_grid(source: str | Path) -> dict[str, Any]:
     """Read a grid file: a path, or the name of one under ``properties/benchmark``.
 
     Raises:
         UserError: there is no such file, or it is not a YAML mapping.
     """
-    path = Path(source)
-    if not path.is_file():
-        shipped = properties_dir() / "benchmark" / f"{path.name.removesuffix('.yaml')}.yaml"
-        if not shipped.is_file():
-            known = ", ".join(sorted(file.stem for file in shipped.parent.glob("*.yaml"))) or "none"
-            raise UserError(f"benchmark: expected a grid file or one of {known}, got {str(source)!r}")
-        path = shipped
+    path = given_or_shipped("benchmark", source, "benchmark", "a grid file")
     try:
         grid = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:

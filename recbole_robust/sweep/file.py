@@ -21,7 +21,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from recbole_robust.config_checks import read_yaml
-from recbole_robust.properties_path import properties_dir
+from recbole_robust.grid import folder_name, given_or_shipped
 from recbole_robust.types import UserError
 
 Values = dict[str, Any]
@@ -174,14 +173,7 @@ def load_sweep(source: str | Path) -> Sweep:
     Raises:
         UserError: there is no such file, or something in it is wrong.
     """
-    path = Path(source)
-    if not path.is_file():
-        shipped = properties_dir() / "sweep" / f"{path.name.removesuffix('.yaml')}.yaml"
-        if not shipped.is_file():
-            known = ", ".join(sorted(file.stem for file in shipped.parent.glob("*.yaml"))) or "none"
-            raise UserError(f"sweep: expected a sweep file or one of {known}, got {str(source)!r}")
-        path = shipped
-    return read_sweep(read_yaml(path))
+    return read_sweep(read_yaml(given_or_shipped("sweep", source, "sweep", "a sweep file")))
 
 
 def read_sweep(content: Mapping[str, Any]) -> Sweep:
@@ -191,9 +183,7 @@ def read_sweep(content: Mapping[str, Any]) -> Sweep:
         UserError: an unknown or missing field, or a value that it cannot have.
     """
     _known("sweep", content, FIELDS)
-    name = content.get("name")
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
-        raise UserError(f"name: expected a folder name of letters, digits, dot, - and _, got {name!r}")
+    name = folder_name(content.get("name"))
     for key in ("model", "dataset"):
         if not isinstance(content.get(key), str):
             raise UserError(f"{key}: expected a name, got {content.get(key)!r}")
