@@ -197,8 +197,8 @@ CHECKS: dict[str, Check] = {
     "track_every": whole(0),
     "learner": ("one of adam, adamw, sgd, adagrad, rmsprop, sparse_adam",
                 lambda v: str(v).lower() in ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")),
-    "learning_rate": number(0, open_low=True),
-    "net_learning_rate": number(0, open_low=True),
+    "learning_rate": number(0, 1e6, open_low=True),  # torch cannot even take a step of 1e39
+    "net_learning_rate": number(0, 1e6, open_low=True),
     "weight_decay": number(0),
     "net_weight_decay": number(0),
     "initial_accumulator_value": number(0),
