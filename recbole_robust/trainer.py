@@ -290,13 +290,12 @@ class RobustTrainerMixin(_Base):
             UserError: not one of our checkpoints, or one of another model or shape.
         """
         state = load_checkpoint(path, self.device)
-        if state["model"] != self.config["model"]:
-            raise UserError(f"checkpoint {path}: expected a {self.config['model']}, got a {state['model']}")
-        try:
+        if state.get("model") != self.config["model"]:
+            raise UserError(f"checkpoint {path}: expected a {self.config['model']}, got a {state.get('model')}")
+        with _complaints_about(path):
             self.model.load_state_dict(state["state_dict"])
-        except RuntimeError as error:
-            raise UserError(f"checkpoint {path}: {' '.join(str(error).split())}") from None
-        self.model.load_other_parameter({k: unpack(v, self.device) for k, v in state["other_parameter"].items()})
+            self.model.load_other_parameter({k: unpack(v, self.device) for k, v in state["other_parameter"].items()})
+            int(state["epoch"])
         return state
 
     def resume_checkpoint(self, resume_file):
@@ -305,10 +304,21 @@ class RobustTrainerMixin(_Base):
         state = self._resumed = self.load_weights(self.saved_model_file)
         if "optimizer" not in state or "random" not in state:
             raise UserError(f"checkpoint {resume_file}: expected one to go on training from, got weights only")
-        self.start_epoch = state["epoch"] + 1
-        self.cur_step, self.best_epoch = state["cur_step"], state["epoch"]
-        self.best_valid_score, self.best_valid_result = state["best_valid_score"], state["best_valid_result"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        with _complaints_about(self.saved_model_file):
+            self.start_epoch = state["epoch"] + 1
+            self.cur_step, self.best_epoch = state["cur_step"], state["epoch"]
+            self.best_valid_score, self.best_valid_result = state["best_valid_score"], state["best_valid_result"]
+            self.optimizer.load_state_dict(state["optimizer"])
+
+
+@contextlib.contextmanager
+def _complaints_about(path: str) -> Iterator[None]:
+    """What does not fit while a checkpoint is taken in is told of its file."""
+    try:
+        yield
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        told = " ".join(str(error).split())
+        raise UserError(f"checkpoint {path}: {type(error).__name__}: {told}") from None
 
 
 def _generators(loader: Any) -> list[torch.Generator]:

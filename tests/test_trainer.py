@@ -77,6 +77,10 @@ def test_a_crafted_file_is_refused_and_not_run(toy_config, tmp_path):
         ({"version": 99}, "expected version 2"),
         ([1, 2], "expected version 2"),
         ({"version": 2, "model": "MF"}, "expected a BPR, got a MF"),
+        ({"version": 2}, "expected a BPR, got a None"),
+        ({"version": 2, "model": "BPR"}, "KeyError: 'state_dict'"),
+        ({"version": 2, "model": "BPR", "state_dict": 5}, "TypeError"),
+        ({"version": 2, "model": "BPR", "state_dict": {"x": 1}}, "RuntimeError: .*user_embedding"),
     ],
 )
 def test_what_is_no_checkpoint_of_ours(toy_config, tmp_path, content, says):
