@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shlex
 import sys
@@ -49,6 +50,9 @@ Every key of properties/*.yaml and of RecBole can be given as --key=value; neste
 """
 
 
+OF_THE_MACHINE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE,
+}  # fmt: skip
 SHORT = {"-m": "--model", "-d": "--dataset", "-h": "--help"}
 # true by themselves; no value after a blank
 FLAGS = {"force", "retry_failed", "help", "version", "tune", "dry_run", "pictures", "resume"}
@@ -93,7 +97,8 @@ def _is_value_of(key: str, text: str) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line. Exit code 0: done; 1: the audit failed; 2: the user's mistake, one line on stderr.
+    """Run the command line. Exit code 0: done; 1: the audit failed; 2: the user's mistake or the
+    machine's (a full disk), one line on stderr.
 
     Any other exception is our fault: it propagates, so that Python prints it and exits with code 1.
     """
@@ -123,9 +128,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print("error:", str(error).replace("\n", " "), file=sys.stderr)
         return 2
+    except (OSError, MemoryError, RuntimeError) as error:
+        if not (told := _of_the_machine(error)):
+            raise
+        print("error:", " ".join(told.split()), file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+
+
+def _of_the_machine(error: Exception) -> str:
+    """What to tell of a full disk, a folder that cannot be written to, or too little memory; else nothing."""
+    if isinstance(error, OSError):
+        told = (error.strerror or str(error)) + (f": {error.filename}" if error.filename else "")
+        return told if error.errno in OF_THE_MACHINE else ""
+    told = str(error)
+    lacks_memory = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
+    return f"out of memory: {told}" if lacks_memory or "can't allocate memory" in told else ""
 
 
 def _run(words: list[str], keys: dict[str, str], arguments: list[str]) -> None:

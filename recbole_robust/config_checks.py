@@ -16,6 +16,7 @@ from recbole.evaluator.register import metric_types
 from recbole.utils import EvaluatorType
 
 from recbole_robust.types import TARGET_MODES, UserError
+from recbole_robust.yaml_text import from_yaml
 
 # --- text to values ---------------------------------------------------------------------------------------------------
 
@@ -56,10 +57,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         UserError: no such file, not YAML, or not a mapping.
     """
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader=YamlLoader)  # a SafeLoader
+        content = from_yaml(Path(path).read_text(encoding="utf-8-sig"), YamlLoader)
     except OSError as error:
         raise UserError(f"config file {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except ValueError as error:
         raise UserError(f"config file {path}: not valid YAML: {' '.join(str(error).split())}") from None
     if content is not None and not isinstance(content, dict):
         raise UserError(f"config file {path}: expected a mapping of keys, got {type(content).__name__}")
@@ -77,8 +78,8 @@ def parse_value(text: Any, key: str = "value") -> Any:
     bare = text.strip()
     if bare[:1] in ("[", "{", "'", '"') or any(pattern.fullmatch(bare) for pattern in _BARE.values()):
         try:
-            value = yaml.load(bare, Loader=_ValueLoader)  # a SafeLoader
-        except (yaml.YAMLError, ValueError):
+            value = from_yaml(bare, _ValueLoader)
+        except ValueError:
             return text
         if _lacks_blank(value, bare):
             raise UserError(f"{key}: expected a blank after each colon, as in {{rating: 3}}, got {text}")
@@ -147,6 +148,9 @@ TEXT: Check = ("text", lambda v: isinstance(v, str) and bool(v.strip()))
 MAPPING: Check = ("a mapping", lambda v: isinstance(v, Mapping))
 TOKEN: Check = ("a token", lambda v: isinstance(v, (str, int, float)) and not isinstance(v, bool) and v == v)
 EMPTY: Check = ("none", lambda v: v in (None, "None", "none"))
+# RecBole's caches are pickles: who reads one runs what is in it. The data set read last is kept in memory anyway.
+NEVER: Check = ("false (RecBole's caches could run code when they are read)", lambda v: v is False)
+NO_CACHE: Check = ("none (RecBole's caches could run code when they are read)", EMPTY[1])
 INTERVAL: Check = (
     "an interval such as '[5,inf)'",
     lambda v: isinstance(v, str) and bool(re.fullmatch(r"\s*[\[(]\s*[^,;]+,[^,;]+[\])]\s*(;.*)?", v)),
@@ -193,8 +197,8 @@ CHECKS: dict[str, Check] = {
     "track_every": whole(0),
     "learner": ("one of adam, adamw, sgd, adagrad, rmsprop, sparse_adam",
                 lambda v: str(v).lower() in ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")),
-    "learning_rate": number(0, open_low=True),
-    "net_learning_rate": number(0, open_low=True),
+    "learning_rate": number(0, 1e6, open_low=True),  # torch cannot even take a step of 1e39
+    "net_learning_rate": number(0, 1e6, open_low=True),
     "weight_decay": number(0),
     "net_weight_decay": number(0),
     "initial_accumulator_value": number(0),
@@ -288,6 +292,11 @@ CHECKS: dict[str, Check] = {
     "tune": FLAG,
     "compare_clean": FLAG,
     "force": FLAG,
+    "save_dataset": NEVER,
+    "save_dataloaders": NEVER,
+    "dataset_save_path": NO_CACHE,
+    "dataloaders_save_path": NO_CACHE,
+    "teacher": one_of("CrossNet", "CIN", "DAGFM"),  # RecBole evaluates it
     "cache_clean": FLAG,
     "save_checkpoint": FLAG,
     "log_tensorboard": FLAG,

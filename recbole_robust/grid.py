@@ -30,6 +30,7 @@ import yaml
 from recbole_robust.properties_path import properties_dir
 from recbole_robust.report import REPORT_OPTIONS, load_published
 from recbole_robust.types import UserError
+from recbole_robust.yaml_text import from_yaml
 
 AXES = ("dataset", "attack", "method", "target_set", "seed")
 # A grid compares methods by its own rows, and keeps numbers, not weights.
@@ -103,6 +104,7 @@ def expand(grid: Mapping[str, Any]) -> list[Cell]:
         "methods": _axis(grid, "methods"),
     }
     _check_overlap(axes)
+    _check_plain("config", grid.get("config"))
     config, seeds = _mapping(grid, "config"), _seeds(grid)
     for key in _OWNED:
         if key in config:
@@ -125,8 +127,8 @@ def folder_name(name: Any) -> str:
     Raises:
         UserError: it is none that every file system takes.
     """
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
-        raise UserError(f"name: expected a folder name of letters, digits, dot, - and _, got {name!r}")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name):
+        raise UserError(f"name: expected a folder name of at most 100 letters, digits, dots, - and _, got {name!r}")
     return name
 
 
@@ -154,8 +156,8 @@ def load_grid(source: str | Path) -> dict[str, Any]:
     """
     path = given_or_shipped("benchmark", source, "benchmark", "a grid file")
     try:
-        grid = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        grid = from_yaml(path.read_text(encoding="utf-8"), _Loader)
+    except ValueError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(grid, dict):
         raise UserError(f"{path}: expected a mapping with the fields {', '.join(_FIELDS)}, got {type(grid).__name__}")
@@ -187,12 +189,21 @@ def _axis(grid: Mapping[str, Any], field: str) -> list[tuple[str, dict[str, Any]
             pair = (label, keys)
         else:
             raise UserError(f"{field}[{i}]: expected a name or a mapping of configuration keys, got {entry!r}")
+        _check_plain(f"{field}[{i}]", pair[1])
         for label, keys in axis:
             if label == pair[0] or keys == pair[1]:
                 same = "label" if label == pair[0] else "keys"
                 raise UserError(f"{field}[{i}]: expected entries that differ, got the {same} of {label!r} again")
         axis.append(pair)
     return axis
+
+
+def _check_plain(place: str, value: Any) -> None:
+    """What a cell is known by can be told as JSON: no mapping with text and numbers as its keys."""
+    try:
+        json.dumps(value, sort_keys=True, default=str)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{place}: expected text, numbers, lists and mappings with text as keys ({error})") from None
 
 
 def _default_label(keys: Mapping[str, Any], main: str) -> str:
@@ -217,7 +228,11 @@ def _seeds(grid: Mapping[str, Any]) -> list[int]:
     seeds = grid.get("seeds")
     if isinstance(seeds, Mapping):
         span = {"start": 0, **seeds}
-        if set(span) != {"start", "count"} or not all(_whole(value) for value in span.values()) or span["count"] < 1:
+        if (
+            set(span) != {"start", "count"}
+            or not all(_whole(value) for value in span.values())
+            or not 1 <= span["count"] <= 10**5
+        ):
             raise UserError(f"seeds: expected a list or {{start: 0, count: 10}} with count >= 1, got {dict(seeds)!r}")
         return list(range(span["start"], span["start"] + span["count"]))
     if not isinstance(seeds, Sequence) or isinstance(seeds, str) or not seeds or not all(_whole(s) for s in seeds):

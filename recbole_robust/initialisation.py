@@ -6,6 +6,7 @@ import torch
 from recbole.utils import ModelType, init_seed
 from torch import Tensor, nn
 
+from recbole_robust.foreign_files import read_as_data
 from recbole_robust.randomness import global_state, set_global_state
 
 
@@ -22,8 +23,13 @@ def build_model(config, train, genuine, model_class: type | None = None, room=No
     """
     model_class = model_class or config.model_class
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    with read_as_data():
+        return _built(config, train, genuine, model_class, room).to(config["device"])
+
+
+def _built(config, train, genuine, model_class: type, room) -> nn.Module:
     if config["MODEL_TYPE"] == ModelType.TRADITIONAL:
-        return model_class(config, train).to(config["device"])
+        return model_class(config, train)
     model, size = model_class(config, genuine), genuine.user_num
     state = global_state()
     for split in (train, train if room is None else room):
@@ -32,7 +38,7 @@ def build_model(config, train, genuine, model_class: type | None = None, room=No
             copy_initial_vectors(model, larger, split.user_num - size)
             model, size = larger, split.user_num
     set_global_state(state)
-    return model.to(config["device"])
+    return model
 
 
 @torch.no_grad()

@@ -298,14 +298,16 @@ def _fit(config: Config, trained: Trained, train_data, valid_data) -> None:
     trainer = trained.trainer
     validates = bool(valid_data) and config["eval_step"] > 0
     keep = validates or bool(config["save_checkpoint"])
-    _, valid_result = trainer.fit(train_data, valid_data, saved=keep, show_progress=config["show_progress"])
-    trained.valid_metrics = {name: float(value) for name, value in (valid_result or {}).items()}
-    trained.best_epoch = trainer.epochs - 1
-    if validates and os.path.isfile(trainer.saved_model_file):  # none where the validation score was never a number
-        trained.best_epoch = trainer.load_weights(trainer.saved_model_file)["epoch"]
-    if keep and not config["save_checkpoint"]:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(trainer.saved_model_file)
+    try:
+        _, valid_result = trainer.fit(train_data, valid_data, saved=keep, show_progress=config["show_progress"])
+        trained.valid_metrics = {name: float(value) for name, value in (valid_result or {}).items()}
+        trained.best_epoch = trainer.epochs - 1
+        if validates and os.path.isfile(trainer.saved_model_file):  # none where the validation score was never a number
+            trained.best_epoch = trainer.load_weights(trainer.saved_model_file)["epoch"]
+    finally:
+        if keep and not config["save_checkpoint"]:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(trainer.saved_model_file)
 
 
 def _clean_path(config: Config) -> str:

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from recbole_robust.poisoning import StoredCard
 
 SCHEMA_VERSION = 1
+SHOWN = (
+    "model", "dataset", "protocol", "attack", "defense", "seed", "config", "poison", "clean", "attacked", "lift",
+    "baseline", "detection", "recognition", "target_items",
+)  # fmt: skip
 
 
 def run_key(config: Config, data: str = "") -> str:
@@ -173,11 +177,20 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"result file {path}: {error}; --force runs again") from None
     if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
         raise UserError(f"result file {path}: expected schema_version {SCHEMA_VERSION}; --force runs again")
+    missing = [key for key in SHOWN if key not in content]
+    if missing:
+        raise UserError(f"result file {path}: expected a whole result, {missing[0]} is missing; --force runs again")
     return content
+
+
+class _LogFile(logging.FileHandler):
+    """On a full disk it loses its lines; that the disk is full is told by what must be written."""
+
+    def handleError(self, record: logging.LogRecord) -> None: ...
 
 
 @contextlib.contextmanager
@@ -191,7 +204,7 @@ def log_to(path: Path) -> Iterator[None]:
     folders = (path.parent, output_dir / "saved", output_dir / "cards", output_dir / "clean", output_dir)
     new = [folder for folder in folders if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.addFilter(RemoveColorFilter())
     root = logging.getLogger()
@@ -213,7 +226,8 @@ def log_to(path: Path) -> Iterator[None]:
         root.setLevel(level)
         for other, before in zip(quiet, levels, strict=True):
             other.setLevel(before)
-        handler.close()
+        with contextlib.suppress(OSError):
+            handler.close()
         if mistaken:
             path.unlink(missing_ok=True)
             for folder in new:

@@ -9,9 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import recbole.trainer.trainer as recbole_trainer
-import scipy.sparse as sp
 import torch
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import get_trainer as recbole_get_trainer
@@ -20,10 +18,9 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from recbole_robust.checkpoint import CHECKPOINT_VERSION, load_checkpoint, pack_all, save_atomically, unpack
 from recbole_robust.randomness import global_state, set_global_state
 from recbole_robust.types import SAMPLE_WEIGHT, UserError
-
-CHECKPOINT_VERSION = 1
 
 
 class OptimizerPair:
@@ -73,8 +70,9 @@ class RobustTrainerMixin(_Base):
         before_evaluate: called with ``(trainer, eval_data)`` before every evaluation.
         best_epoch: the epoch (from 0) whose weights are in the checkpoint.
 
-    A model may define ``on_epoch_start(epoch)``, ``on_epoch_end(epoch)`` and ``parameter_groups()``, which returns its
-    parameters as torch's optimisers take them, with a rate or a decay of their own where they have one.
+    A model may define ``on_epoch_start(epoch)``, ``on_epoch_end(epoch)``, ``loss_terms`` (names of the parts of its
+    loss) and ``parameter_groups()``, which returns its parameters as torch's optimisers take them, with a rate or a
+    decay of their own where they have one.
     """
 
     item_tensor: Any
@@ -138,8 +136,8 @@ class RobustTrainerMixin(_Base):
             self.eval_collector.data_collect(train_data)
         if self._resumed is not None:
             set_global_state(self._resumed["random"])
-            if self._resumed["loader"] is not None and train_data.generator is not None:
-                train_data.generator.set_state(self._resumed["loader"].cpu())
+            for generator, state in zip(_generators(train_data), self._resumed["loader"], strict=True):
+                generator.set_state(state.cpu())
             self._resumed = None
         with tqdm(total=self.epochs, desc=self.label, unit="epoch", disable=not show_progress, leave=False) as bar:
             self._bar = bar
@@ -151,7 +149,10 @@ class RobustTrainerMixin(_Base):
         for hook in self.before_epoch:
             train_data = hook(self, train_data, epoch_idx)
         self._hook("on_epoch_start", epoch_idx)
-        losses = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+        self._epoch = epoch_idx
+        watched = self._watched(loss_func or self.model.calculate_loss)
+        losses = super()._train_epoch(train_data, epoch_idx, watched, show_progress)
+        self._check_weights()
         self._hook("on_epoch_end", epoch_idx)
         for look in self.after_epoch:
             look(self, epoch_idx)
@@ -161,6 +162,35 @@ class RobustTrainerMixin(_Base):
             bar.set_postfix_str(f"loss {total / max(1, len(train_data)):.4f}", refresh=False)
             bar.update()
         return losses
+
+    def _watched(self, loss_func):
+        """The loss function, whose terms are looked at one by one; where a trainer has its own, only their sum is."""
+
+        def watched(interaction):
+            terms = loss_func(interaction)
+            if isinstance(terms, tuple):
+                names = getattr(self.model, "loss_terms", ())
+                if len(names) != len(terms):
+                    names = [f"term {k} of {len(terms)}" for k in range(1, len(terms) + 1)]
+                for name, term in zip(names, terms, strict=True):
+                    self._check_nan(term, name)
+            return terms
+
+        return watched
+
+    def _check_nan(self, loss, term: str | None = None):
+        """In place of RecBole's: say which epoch it was, and which term of the loss."""
+        if torch.isnan(loss).any():
+            raise UserError(self._broken(f"a loss that is a number, got nan{f' in its {term}' if term else ''}"))
+
+    def _check_weights(self) -> None:
+        """The last step of an epoch may have broken what no loss has seen yet."""
+        for name, weights in self.model.named_parameters():
+            if not torch.isfinite(weights.detach().sum()) and not torch.isfinite(weights).all():
+                raise UserError(self._broken(f"finite weights, got nan or inf in {name}"))
+
+    def _broken(self, what: str) -> str:
+        return f"{self.label}, epoch {self._epoch}: expected {what}; a lower learning_rate may help"
 
     def _valid_epoch(self, valid_data, show_progress=False):
         score, result = super()._valid_epoch(valid_data, show_progress)
@@ -185,6 +215,13 @@ class RobustTrainerMixin(_Base):
         for hook in self.before_evaluate:
             hook(self, eval_data)
         return super().evaluate(eval_data, load_best_model=False, show_progress=show_progress)
+
+    def _full_sort_batch_eval(self, batched_data):
+        """RecBole's; what is masked is -inf, and what is no number has no rank."""
+        found = super()._full_sort_batch_eval(batched_data)
+        if torch.isnan(found[1].sum()):
+            raise UserError(f"{self.label}: expected scores that are numbers, got nan; a lower learning_rate may help")
+        return found
 
     @torch.no_grad()
     def full_sort_scores(self, queries) -> Tensor:
@@ -226,7 +263,6 @@ class RobustTrainerMixin(_Base):
         self.best_epoch = epoch
         if 0 <= epoch < self.epochs - 1 and not getattr(self, "_has_validation", True):
             return
-        generator = getattr(getattr(self, "_train_data", None), "generator", None)
         state = self._weights(
             epoch,
             cur_step=self.cur_step,
@@ -234,7 +270,7 @@ class RobustTrainerMixin(_Base):
             best_valid_result=self._valid_result,
             optimizer=self.optimizer.state_dict(),
             random=global_state(),
-            loader=None if generator is None else generator.get_state(),
+            loader=[generator.get_state() for generator in _generators(getattr(self, "_train_data", None))],
         )
         save_atomically(state, kwargs.get("saved_model_file", self.saved_model_file))
 
@@ -254,13 +290,12 @@ class RobustTrainerMixin(_Base):
             UserError: not one of our checkpoints, or one of another model or shape.
         """
         state = load_checkpoint(path, self.device)
-        if state["model"] != self.config["model"]:
-            raise UserError(f"checkpoint {path}: expected a {self.config['model']}, got a {state['model']}")
-        try:
+        if state.get("model") != self.config["model"]:
+            raise UserError(f"checkpoint {path}: expected a {self.config['model']}, got a {state.get('model')}")
+        with _complaints_about(path):
             self.model.load_state_dict(state["state_dict"])
-        except RuntimeError as error:
-            raise UserError(f"checkpoint {path}: {' '.join(str(error).split())}") from None
-        self.model.load_other_parameter({k: unpack(v, self.device) for k, v in state["other_parameter"].items()})
+            self.model.load_other_parameter({k: unpack(v, self.device) for k, v in state["other_parameter"].items()})
+            int(state["epoch"])
         return state
 
     def resume_checkpoint(self, resume_file):
@@ -269,10 +304,27 @@ class RobustTrainerMixin(_Base):
         state = self._resumed = self.load_weights(self.saved_model_file)
         if "optimizer" not in state or "random" not in state:
             raise UserError(f"checkpoint {resume_file}: expected one to go on training from, got weights only")
-        self.start_epoch = state["epoch"] + 1
-        self.cur_step, self.best_epoch = state["cur_step"], state["epoch"]
-        self.best_valid_score, self.best_valid_result = state["best_valid_score"], state["best_valid_result"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        with _complaints_about(self.saved_model_file):
+            self.start_epoch = state["epoch"] + 1
+            self.cur_step, self.best_epoch = state["cur_step"], state["epoch"]
+            self.best_valid_score, self.best_valid_result = state["best_valid_score"], state["best_valid_result"]
+            self.optimizer.load_state_dict(state["optimizer"])
+
+
+@contextlib.contextmanager
+def _complaints_about(path: str) -> Iterator[None]:
+    """What does not fit while a checkpoint is taken in is told of its file."""
+    try:
+        yield
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        told = " ".join(str(error).split())
+        raise UserError(f"checkpoint {path}: {type(error).__name__}: {told}") from None
+
+
+def _generators(loader: Any) -> list[torch.Generator]:
+    """What shuffles the rows of a training loader; one of a knowledge graph has two parts."""
+    parts = [loader, *(getattr(loader, name, None) for name in ("general_dataloader", "kg_dataloader"))]
+    return [part.generator for part in parts if getattr(part, "generator", None) is not None]
 
 
 @functools.cache
@@ -307,77 +359,3 @@ class NoWriter:
     def add_scalar(self, *args: Any, **kwargs: Any) -> None: ...
 
     def add_hparams(self, *args: Any, **kwargs: Any) -> None: ...
-
-
-def pack(value: Any, name: str) -> dict[str, Any]:
-    """A value of ``other_parameter`` as tensors and plain values, which ``weights_only`` can load.
-
-    Raises:
-        TypeError: a kind of value that has no such form.
-    """
-    if isinstance(value, np.ndarray):
-        return {"kind": "array", "data": torch.from_numpy(np.ascontiguousarray(value))}
-    if sp.issparse(value):
-        csr = value.tocsr()
-        parts = (torch.from_numpy(np.asarray(part)) for part in (csr.data, csr.indices, csr.indptr))
-        return {"kind": "csr", "parts": list(parts), "shape": list(csr.shape), "format": value.format}
-    if value is None or isinstance(value, (Tensor, int, float, str, bool)):
-        return {"kind": "plain", "data": value}
-    if isinstance(value, np.generic):
-        return {"kind": "plain", "data": value.item()}
-    if isinstance(value, (list, tuple)):
-        return {"kind": type(value).__name__, "parts": [pack(part, name) for part in value]}
-    if isinstance(value, dict):
-        return {"kind": "dict", "parts": [(pack(key, name), pack(part, name)) for key, part in value.items()]}
-    raise TypeError(f"other_parameter {name}: no safe form for a {type(value).__name__}")
-
-
-def pack_all(values: dict[str, Any]) -> dict[str, Any]:
-    """All of ``other_parameter``; sub-modules (DIN lists one) are in the ``state_dict`` already."""
-    return {name: pack(value, name) for name, value in values.items() if not isinstance(value, nn.Module)}
-
-
-def unpack(packed: dict[str, Any], device) -> Any:
-    """The inverse of :func:`pack`."""
-    kind = packed["kind"]
-    if kind == "array":
-        return packed["data"].cpu().numpy()
-    if kind == "csr":
-        data, indices, indptr = (part.cpu().numpy() for part in packed["parts"])
-        return sp.csr_matrix((data, indices, indptr), shape=tuple(packed["shape"])).asformat(packed["format"])
-    if kind in ("list", "tuple"):
-        parts = (unpack(part, device) for part in packed["parts"])
-        return list(parts) if kind == "list" else tuple(parts)
-    if kind == "dict":
-        return {unpack(key, device): unpack(part, device) for key, part in packed["parts"]}
-    value = packed["data"]
-    return value.to(device) if isinstance(value, Tensor) else value
-
-
-def save_atomically(state: dict[str, Any], path: str) -> None:
-    """Write a checkpoint to a temporary name, then rename it: a killed run leaves no half file."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        torch.save(state, temporary)
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-
-
-def load_checkpoint(path: str, device="cpu") -> dict[str, Any]:
-    """A checkpoint of ours; a file that would run code is refused.
-
-    Raises:
-        UserError: no such file, or not a checkpoint of ours.
-    """
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"checkpoint {path}: no such file") from None
-    except Exception as error:  # torch raises many kinds for what is no checkpoint
-        raise UserError(f"checkpoint {path}: not one of ours ({type(error).__name__})") from None
-    if not isinstance(state, dict) or state.get("version") != CHECKPOINT_VERSION:
-        raise UserError(f"checkpoint {path}: expected version {CHECKPOINT_VERSION} of recbole-robust's format")
-    return state

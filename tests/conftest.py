@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from refusals import refused, toy  # noqa: F401 - fixtures
 from toy_splits import attacks, family_config, run, trainings, write_data  # noqa: F401 - fixtures
 
 from recbole_robust.benchmark import ray_cluster

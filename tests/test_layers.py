@@ -13,8 +13,8 @@ PACKAGE = "recbole_robust"
 SOURCE = Path(__file__).parents[1] / PACKAGE
 
 LAYERS = (
-    ("compat", "types", "randomness", "properties_path", "file_lock"),
-    ("arguments",),
+    ("compat", "types", "randomness", "properties_path", "file_lock", "yaml_text"),
+    ("arguments", "foreign_files", "checkpoint"),
     ("attacks", "trainer", "scores", "criterion_tap"),
     ("data", "evaluation", "defenses", "model", "initialisation"),
     ("config", "config_checks", "registry"),

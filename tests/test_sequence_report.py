@@ -10,12 +10,12 @@ from sklearn.metrics import roc_auc_score
 from toy_splits import SMALL, make_run, split
 
 from recbole_robust import UserError
+from recbole_robust.checkpoint import load_checkpoint
 from recbole_robust.cli import render
 from recbole_robust.data.instances import instances_of
 from recbole_robust.data.load import prepare
 from recbole_robust.data.weighting import oracle_weighted
 from recbole_robust.initialisation import build_model
-from recbole_robust.trainer import load_checkpoint
 from recbole_robust.types import SAMPLE_WEIGHT
 
 ATJT = {**SMALL, "base_model": "SASRec", "recogniser_dim": 4, "recogniser_pretrain_steps": 10, "baseline": "none"}

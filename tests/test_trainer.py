@@ -14,8 +14,9 @@ from torch import nn
 from toy_splits import average, make_run
 
 from recbole_robust import UserError
+from recbole_robust.checkpoint import load_checkpoint, pack_all, save_atomically, unpack
 from recbole_robust.model import MF
-from recbole_robust.trainer import OptimizerPair, load_checkpoint, pack_all, save_atomically, unpack
+from recbole_robust.trainer import OptimizerPair
 
 
 def same(left, right) -> bool:
@@ -63,7 +64,7 @@ def test_a_crafted_file_is_refused_and_not_run(toy_config, tmp_path):
     run = make_run(toy_config("BPR"))
     mark, path = tmp_path / "mark", tmp_path / "bad.pth"
     for write in (lambda value: torch.save(value, path), lambda value: path.write_bytes(pickle.dumps(value))):
-        write({"version": 1, "model": "BPR", "state_dict": Exploit(mark)})
+        write({"version": 2, "model": "BPR", "state_dict": Exploit(mark)})
         with pytest.raises(UserError, match="not one of ours"):
             run.trainer.evaluate(run.loaders[2], model_file=str(path))
         assert not mark.exists()
@@ -73,9 +74,13 @@ def test_a_crafted_file_is_refused_and_not_run(toy_config, tmp_path):
     ("content", "says"),
     [
         (None, "no such file"),
-        ({"version": 99}, "expected version 1"),
-        ([1, 2], "expected version 1"),
-        ({"version": 1, "model": "MF"}, "expected a BPR, got a MF"),
+        ({"version": 99}, "expected version 2"),
+        ([1, 2], "expected version 2"),
+        ({"version": 2, "model": "MF"}, "expected a BPR, got a MF"),
+        ({"version": 2}, "expected a BPR, got a None"),
+        ({"version": 2, "model": "BPR"}, "KeyError: 'state_dict'"),
+        ({"version": 2, "model": "BPR", "state_dict": 5}, "TypeError"),
+        ({"version": 2, "model": "BPR", "state_dict": {"x": 1}}, "RuntimeError: .*user_embedding"),
     ],
 )
 def test_what_is_no_checkpoint_of_ours(toy_config, tmp_path, content, says):
@@ -110,7 +115,7 @@ def test_values_of_other_parameters_survive(tmp_path):
         "word": "x", "flag": True,
         "ripples": {3: [(torch.ones(2), torch.zeros(2)), None]}, "pair": (1, [2, "y"]),
     }  # fmt: skip
-    save_atomically({"version": 1, "other": pack_all({**values, "layer": nn.Linear(1, 1)})}, str(tmp_path / "x.pth"))
+    save_atomically({"version": 2, "other": pack_all({**values, "layer": nn.Linear(1, 1)})}, str(tmp_path / "x.pth"))
     packed = load_checkpoint(str(tmp_path / "x.pth"))["other"]
     found = {name: unpack(value, "cpu") for name, value in packed.items()}
     assert "layer" not in found, "sub-modules are in the state_dict"

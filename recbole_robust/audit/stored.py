@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,14 +59,18 @@ def cards_are_those_of_the_results(results: Results, root: Path) -> Finding:
 
 def _card_of(result: Mapping[str, Any], root: Path) -> Path | None:
     """The folder of a result's card: where it was written, or where it is if the output folder has moved."""
-    recorded, file = Path(result["poison"]["card"]), root / str(result["path"])
+    recorded, file = Path(result["poison"].get("card") or "none"), root / str(result["path"])
     places = (recorded, file.parent / recorded, file.parent.parent / "cards" / recorded.name)
-    return next((place for place in places if place.is_dir()), None)
+    with contextlib.suppress(ValueError, OSError):  # a name that no file can have
+        return next((place for place in places if place.is_dir()), None)
+    return None
 
 
 def split_is_the_recorded_one(results: Results, data_path: str | None = None) -> Finding:
     """Make the split of one result a data set and seed again, by its command, and compare the hash of its rows."""
-    chosen = list({(r["dataset"], r["seed"], r["split_hash"]): r for r in results if r.get("split_hash")}.values())
+    chosen = list(
+        {(r.get("dataset"), r.get("seed"), r["split_hash"]): r for r in results if r.get("split_hash")}.values()
+    )
     skipped: list[str] = []
     failures: list[str] = []
     for result in chosen:
@@ -73,6 +78,9 @@ def split_is_the_recorded_one(results: Results, data_path: str | None = None) ->
             made = split_hash_of(result, data_path)
         except UserError as error:
             skipped.append(str(error))
+            continue
+        except Exception as error:  # whatever a command that is none of ours makes of the data
+            skipped.append(f"{result['path']}: {type(error).__name__}: {error}")
             continue
         if made != result["split_hash"]:
             failures.append(f"{result['path']}: expected split {made}, made again, got {result['split_hash']}")

@@ -134,6 +134,7 @@ class PoisonCard:
         if path.is_file() and path.name != CARD_FILE:
             raise UserError(f"poison: {path}: expected a poison card, which is a folder with {CARD_FILE}, got a file")
         place = card_folder(path) / CARD_FILE if path.exists() else path
+        _check_is_inside(place)
         try:
             content = json.loads(place.read_text(encoding="utf-8"))
             if content["schema_version"] != SCHEMA_VERSION:
@@ -142,7 +143,7 @@ class PoisonCard:
                     f"poison: {place}: expected schema_version {SCHEMA_VERSION}, got {found}; make it again"
                 )
             dataset, labels = _text(content["dataset"]), content["labels"]
-            if dataset != Path(dataset).name or labels != fake_tokens(len(labels)):
+            if dataset != Path(dataset).name or "\0" in dataset or labels != fake_tokens(len(labels)):
                 raise ValueError("expected the name of a data set and the tokens of fake users")
             targets = [_text(token) for token in content["target_items"]]
             settings = {key: value for key, value in content.items() if key not in _OWN_KEYS}
@@ -153,6 +154,7 @@ class PoisonCard:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise UserError(f"poison: {place}: expected a poison card, got {reason}") from None
         place = place.with_name(f"{dataset}.inter")
+        _check_is_inside(place)
         try:
             tokens, profiles = rows_from_text(place.read_text(encoding="utf-8"), len(labels))
             profiles.check(AttackerView(csr_matrix((1, len(tokens))), -LARGEST, LARGEST, 0.0))  # no item twice
@@ -201,7 +203,14 @@ def _content_hash_of(folder: Path) -> str | None:
         return None
 
 
+def _check_is_inside(place: Path) -> None:
+    """A card from somebody else reads nothing but its own files."""
+    if place.is_symlink() and place.resolve().parent != place.parent.resolve():
+        raise UserError(f"poison: {place}: expected a file of the card, got a link out of its folder")
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"expected text, got {value!r}")
+    value.encode()  # half a letter (\\ud800) is an error that its caller tells
     return value

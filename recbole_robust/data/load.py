@@ -5,15 +5,11 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import logging
-import os
-import pickle
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import recbole.data.dataset as recbole_datasets
-import torch
 from recbole.data import data_preparation
 from recbole.utils import ModelType, init_seed
 from recbole.utils.argument_list import dataset_arguments
@@ -25,9 +21,8 @@ from recbole_robust.data.newcomers import FAN_KEYS
 from recbole_robust.data.noise import InteractionNoise
 from recbole_robust.data.poison import Poison
 from recbole_robust.data.seq_context import SequentialContextDataset
+from recbole_robust.foreign_files import NO_FILE
 from recbole_robust.types import UserError
-
-logger = logging.getLogger(__name__)
 
 _BY_TYPE = {ModelType.SEQUENTIAL: "SequentialDataset", ModelType.KNOWLEDGE: "KnowledgeBasedDataset"}
 _OWN_ARGUMENTS = (
@@ -82,45 +77,21 @@ def create_dataset(config, poison: Poison | PoisonCard | None = None):
         settings["seed"] = config["seed"]
     settings.update(cls=cls.__name__, explicit=getattr(config, "is_explicit", False), digest=digest)
     key = json.dumps(settings, sort_keys=True, default=str)
-    path = os.path.join(config["checkpoint_dir"], f"{config['dataset']}-{cls.__name__}.pth")
-    original = _loaded.get(key) or _saved(config, config["dataset_save_path"] or path, key)
-    unsaved = original is None or not os.path.isfile(path)
-    if original is None:
-        original = _read(cls, config, key)
+    original = _loaded.get(key) or _read(cls, config)
     _loaded.clear()
     _loaded[key] = original
     dataset = copy.deepcopy(original, {id(original.config): config})
-    if config["save_dataset"] and unsaved:
-        dataset.save()
     dataset.poison, dataset.noise = poison, InteractionNoise.from_config(config)
     config["poison_hash"] = "-".join(filter(None, [digest, dataset.fingerprint()]))
     return dataset
 
 
-def _saved(config, path: str, key: str):
-    """What ``save_dataset`` has kept of an earlier run, if that was on the same files and settings; else None."""
-    if not (config["save_dataset"] or config["dataset_save_path"]) or not os.path.isfile(path):
-        return None
-    try:
-        with open(path, "rb") as file:
-            saved = pickle.load(file)  # RecBole's format: only of a file that the user's own keys name
-    except Exception as error:  # unpickling raises whatever it likes
-        logger.warning("%s: not a data set (%s), reading the files", path, type(error).__name__)
-        return None
-    if getattr(saved, "read_key", None) == key:
-        return saved
-    logger.warning("%s: of other data or settings, reading the files", path)
-    return None
-
-
-def _read(cls, config, key: str):
+def _read(cls, config):
     init_seed(config["seed"], config["reproducibility"])
     try:
-        dataset = cls(config)
+        return cls(config)
     except ValueError as error:  # RecBole's kind for settings that do not fit the data
         raise UserError(f"dataset: {' '.join(str(error).split())}") from error
-    dataset.read_key = key
-    return dataset
 
 
 def check_topk(config, dataset) -> None:
@@ -146,6 +117,7 @@ def prepare(config, poison: Poison | PoisonCard | None = None):
     check_topk(config, dataset)
     check_labels(config, dataset)
     init_seed(config["seed"], config["reproducibility"])
+    config["dataloaders_save_path"] = NO_FILE  # else RecBole unpickles <data set>-for-<model>-dataloader.pth, if there
     try:
         loaders = data_preparation(config, dataset)
     except ValueError as error:
@@ -153,10 +125,6 @@ def prepare(config, poison: Poison | PoisonCard | None = None):
             raise
         raise UserError(f"{dataset.dataset_name}: expected an item that a user has not rated, to sample as a negative "
                         "one, got a (fake or genuine) user who has rated them all") from None  # fmt: skip
-    for loader in loaders:
-        # save_dataloaders takes it away, but must not change the training; knowledge loaders have none.
-        if getattr(loader, "generator", loader) is None:
-            loader.generator = loader.sampler.generator = torch.Generator().manual_seed(config["seed"])
     return use_fast_loader(config, loaders[0]), *loaders[1:]
 
 

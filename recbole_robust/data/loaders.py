@@ -130,7 +130,4 @@ def use_fast_loader(config, train_data):
 
 def with_rows(loader, train, sampler):
     """A training loader of the same kind and seed as ``loader`` on other rows."""
-    other = type(loader)(loader.config, train, sampler, shuffle=loader.shuffle)
-    if other.generator is None:  # where save_dataloaders took it away
-        other.generator = loader.generator
-    return other
+    return type(loader)(loader.config, train, sampler, shuffle=loader.shuffle)

@@ -33,6 +33,7 @@ def defended(model_class: type, defense: LossDefense) -> type:
 
     class Defended(model_class):  # type: ignore[misc, valid-type]
         defended_name = model_class.__name__
+        loss_terms = (*getattr(model_class, "loss_terms", ("own loss",)), f"loss under {type(defense).__name__}")
 
         def __init__(self, config: Any, dataset: Any) -> None:
             self.forwarded: list[Any] | None = None

@@ -59,6 +59,8 @@ def atjt(base: Any) -> type:
                 self.training_sequences = self.joint.sequences(dataset.inter_feat)
                 self.auxiliary = AuxiliaryTask(config, dataset.item_num, self.training_sequences.targets)
 
+        loss_terms = (*getattr(base, "loss_terms", ("recommendation loss",)), "recognisers' loss")
+
         # --- what the trainer asks -----------------------------------------------------------------------------------
 
         def parameter_groups(self) -> list[dict[str, Any]]:

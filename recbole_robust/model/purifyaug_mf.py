@@ -76,6 +76,7 @@ class PurifyAugMF(ExplicitRecommender):
         self.register_buffer("sigma", torch.tensor(float(config["purify_sigma"])))
         self.denoising, self.sigma_is_due, self.batch = True, self.t_star == "kl_ratio", 0
         self.pinned_items: Tensor | None = None
+        self.other_parameter_name = ["batch"]  # goes to checkpoints: a resumed training purifies the same batches
         self.last_pairs: tuple[Tensor, Tensor] | None = None
 
     def _read(self, config) -> None:
@@ -176,6 +177,8 @@ class PurifyAugMF(ExplicitRecommender):
         """``T^2 (KL(x_p || x_f) + KL(x_aug || x_f))`` times kl_weight; both sides learn. Shape: ``(B,)``."""
         divergence = limit_kl if self.kl_mode == "mse" else softened_kl
         return self.kl_weight * (divergence(x_p, x_f, self.kl_T) + divergence(x_aug, x_f, self.kl_T))
+
+    loss_terms = ("squared error", "mutual KL", "denoising loss")
 
     def calculate_loss(self, interaction) -> tuple[Tensor, Tensor, Tensor]:
         """L_fused, T^2 KL (eq. 11) and the denoiser's L_D (eq. 10)."""

@@ -144,6 +144,8 @@ class RGCF(GeneralRecommender):
 
     # --- what RecBole calls -------------------------------------------------------------------------------------------
 
+    loss_terms = ("BPR loss", "mutual information")
+
     def calculate_loss(self, interaction) -> tuple[Tensor, Tensor]:
         """BPR with its ridge term, and L_MIM."""
         self.propagated = None

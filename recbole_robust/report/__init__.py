@@ -21,11 +21,20 @@ from recbole_robust.report.as_markdown import markdown
 from recbole_robust.report.page import Page, make_page
 from recbole_robust.report.pictures import pictures as pictures_of
 from recbole_robust.report.published import Published, load_published
+from recbole_robust.report.result_file import SCHEMA_VERSION, check_grid, check_result
 from recbole_robust.types import UserError
 
-__all__ = ["Published", "load_pages", "load_published", "load_results", "render_markdown", "write_report", "write_text"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "Published",
+    "load_pages",
+    "load_published",
+    "load_results",
+    "render_markdown",
+    "write_report",
+    "write_text",
+]
 
-SCHEMA_VERSION = 1
 GRID_FILE = "grid.json"  # what a benchmark leaves beside its cells: the order of labels, its cells, its report options
 AUDIT_FILE = "audit.json"  # what ``recbole-robust audit`` found in them
 REPORT_OPTIONS = ("title", "metrics", "published", "undefended")
@@ -47,7 +56,7 @@ def load_results(folder: str | Path) -> list[dict[str, Any]]:
     for path in sorted(root.rglob("*.json")):
         result = _read_json(path)
         if isinstance(result, dict) and {"schema_version", "command"} <= result.keys():
-            _check(result, path)
+            check_result(result, path)
             results.append({**result, "path": path.relative_to(root).as_posix()})
     return results
 
@@ -128,11 +137,7 @@ def read_grid(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is not one.
     """
-    grid = _read_json(path)
-    kinds = {"report": dict, "axes": dict, "cells": list}
-    if not isinstance(grid, dict) or not all(isinstance(grid.get(key, kind()), kind) for key, kind in kinds.items()):
-        raise UserError(f"{path}: expected the file that a benchmark leaves beside its cells, got something else")
-    return grid
+    return check_grid(_read_json(path), path)
 
 
 def digest_of_cells(folder: Path) -> str:
@@ -157,7 +162,7 @@ def audit_of(folder: Path) -> tuple[str, ...]:
     try:
         failed = [str(one["line"]) for one in found["findings"] if one["failures"]]
         n_checks, digest = len(found["findings"]), found["digest"]
-    except (KeyError, TypeError):
+    except (LookupError, TypeError):
         raise UserError(f"{path}: expected the file that an audit leaves, got something else") from None
     if digest != digest_of_cells(folder):
         return (f"Audit: of other files than these. Run: recbole-robust audit {folder.name}",)
@@ -193,27 +198,10 @@ def _draw(page: Page, path: Path, number: int) -> dict[str, str]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if "\\ud" in text.lower():  # half a letter, perhaps, which no page and no screen can show
+            json.dumps(content, ensure_ascii=False).encode()
+        return content
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{path}: expected a JSON file, got one that cannot be read ({error})") from None
-
-
-def _check(result: Mapping[str, Any], path: Path) -> None:
-    if result["schema_version"] != SCHEMA_VERSION:
-        raise UserError(f"{path}: schema_version: expected {SCHEMA_VERSION}, got {result['schema_version']!r}")
-    cell = result.get("cell")
-    if cell is not None and not (
-        isinstance(cell, dict) and {"dataset", "method"} <= cell.keys() and isinstance(cell.get("seed"), int)
-    ):
-        raise UserError(f"{path}: cell: expected a mapping with dataset, method and a whole seed, got {cell!r}")
-    if "error" in result:
-        return
-    if cell is None and not {"dataset", "model"} <= result.keys():
-        raise UserError(f"{path}: expected the keys dataset and model of a result, they are missing")
-    for place in (result, result.get("baseline") or {}):
-        for part in ("clean", "attacked", "lift"):
-            numbers = place.get(part) or {}
-            if not isinstance(numbers, dict) or any(
-                not isinstance(value, int | float | None) or isinstance(value, bool) for value in numbers.values()
-            ):
-                raise UserError(f"{path}: {part}: expected metric names with numbers, got {str(numbers)[:80]!r}")

@@ -74,8 +74,13 @@ def _reproduce(page: Page) -> list[str]:
     lines += [f"<details><summary>The {n} commands, one by one</summary>", ""]
     for seeds, group in page.commands:
         lines += ["```bash", f"for seed in {' '.join(str(seed) for seed in seeds)}; do"]
-        lines += [*(f"  {command}" for command in group), "done", "```", ""]
+        lines += [*(f"  {_in_fence(command)}" for command in group), "done", "```", ""]
     return [*lines, "</details>", ""]
+
+
+def _in_fence(command: str) -> str:
+    """A command that cannot end the block of code it stands in."""
+    return command.lstrip("`~ ")
 
 
 def _list(heading: str, items: Sequence[str]) -> list[str]:

@@ -34,6 +34,7 @@ from recbole_robust.types import UserError
 
 Values = dict[str, Any]
 
+LARGEST = 1.0e15  # of what is tried, so that every draw is exact
 WORST = -1.0e9  # the score of a trial that failed, or whose metric is no number
 FIELDS = (
     "name", "model", "dataset", "config", "attacks", "target_sets", "seed", "conditions", "space", "search",
@@ -183,6 +184,12 @@ def read_sweep(content: Mapping[str, Any]) -> Sweep:
         UserError: an unknown or missing field, or a value that it cannot have.
     """
     _known("sweep", content, FIELDS)
+    try:
+        json.dumps(content, sort_keys=True)  # what trials.json tells
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"sweep: expected text, numbers, lists and mappings with text as keys, got others ({error})"
+        ) from None
     name = folder_name(content.get("name"))
     for key in ("model", "dataset"):
         if not isinstance(content.get(key), str):
@@ -249,7 +256,7 @@ def _domain(key: str, entry: Any) -> tuple[str, list[Any]]:
             raise UserError(f"space.{key}: expected a list of different values, got {args!r}")
         return kind, args
     numbers = isinstance(args, list) and len(args) == 2 and all(_is_number(value) for value in args)
-    if not numbers or args[0] >= args[1] or (kind.startswith("log") and args[0] <= 0):
+    if not numbers or args[0] >= args[1] or max(map(abs, args)) > LARGEST or (kind.startswith("log") and args[0] <= 0):
         above = " above 0" if kind.startswith("log") else ""
         raise UserError(f"space.{key}: expected {kind}: [lowest, highest]{above}, got {args!r}")
     if kind in ("int", "logint"):
@@ -275,6 +282,8 @@ def _objective(content: Values, attacked: bool) -> Objective:
         for name, value in entries.items():
             if not _is_number(value):
                 raise UserError(f"objective.{key}.{name}: expected a number, got {value!r}")
+    if not isinstance(content.get("maximise", ""), str):
+        raise UserError(f"objective.maximise: expected the name of a metric, got {content['maximise']!r}")
     objective = Objective(
         content.get("maximise"),
         epoch=_one_of("objective.epoch", content.get("epoch", "last"), ("last", "best")),
@@ -284,7 +293,11 @@ def _objective(content: Values, attacked: bool) -> Objective:
         side, _, metric = str(name).partition(".")
         base, _, k = metric.partition("@")
         sides = SIDES if attacked else SIDES[:1]
-        if side not in sides or base not in METRICS or (base not in ("targetrank", "targetscore")) != k.isdigit():
+        if (
+            side not in sides
+            or base not in METRICS
+            or (base not in ("targetrank", "targetscore")) != (k.isascii() and k.isdigit())
+        ):
             metrics = ", ".join(f"{one}@K" for one in METRICS[:-2])
             raise UserError(f"objective: expected {' | '.join(sides)} . {metrics}, targetrank or targetscore, "
                             f"got {name!r}{'' if attacked else ' (there are no attacks)'}")  # fmt: skip

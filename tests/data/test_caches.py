@@ -15,7 +15,7 @@ from toy_splits import average, make_run, split
 
 from recbole_robust import AttackedDataset
 from recbole_robust.data import load
-from recbole_robust.data.load import create_dataset, data_digest, prepare
+from recbole_robust.data.load import data_digest, prepare
 
 POISONS = {"clean": None, "10 fakes": average(), "3 fakes": average(n_fake_users=3)}
 IN_TURN = ["clean", "10 fakes", "3 fakes", "3 fakes", "clean", "10 fakes"]
@@ -45,20 +45,16 @@ def assert_equal_columns(left, right) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "key", "new_process"),
+    ("model", "new_process"),
     [
-        ("BPR", "save_dataset", True),
-        ("BPR", "save_dataloaders", True),
-        ("BPR", "save_dataloaders", False),
-        ("BPR", None, False),
-        ("SASRec", "save_dataloaders", True),
+        ("BPR", False),
+        ("BPR", True),
+        ("SASRec", False),
     ],
 )
-def test_clean_and_two_attacks_in_turn(toy_config, model, key, new_process):
+def test_clean_and_two_attacks_in_turn(toy_config, model, new_process):
     keys = {"train_neg_sample_args": None, "MAX_ITEM_LIST_LENGTH": 5} if model == "SASRec" else {}
     fresh = {name: columns_of(split(toy_config(model, **keys), poison).train) for name, poison in POISONS.items()}
-    if key:
-        keys[key] = True
     for name in IN_TURN:
         if new_process:
             forget()
@@ -83,26 +79,6 @@ def test_plain_recbole_with_save_dataloaders(data_path, tmp_path, monkeypatch):
         assert train.user_num == 81 + N_FAKE[name]
 
 
-def test_a_saved_data_set_is_clean_and_is_used(toy_config, output_dir, monkeypatch):
-    split(toy_config("BPR", save_dataset=True), POISONS["10 fakes"])
-    saved = list((output_dir / "saved").glob("*.pth"))
-    assert [path.name for path in saved] == ["toy-AttackedDataset.pth"]
-    forget()
-    monkeypatch.setattr(load, "_read", lambda *_: pytest.fail("the files were read again"))
-    train = split(toy_config("BPR", save_dataset=True)).train
-    assert train.n_fake_users == 0
-    assert train.user_num == 81
-    forget()
-    assert split(toy_config("BPR", dataset_save_path=str(saved[0])), POISONS["3 fakes"]).train.user_num == 84
-
-
-def test_a_data_set_that_is_in_memory_is_saved_when_asked(toy_config, output_dir):
-    create_dataset(toy_config("BPR"))
-    assert not output_dir.exists()
-    create_dataset(toy_config("BPR", save_dataset=True), POISONS["3 fakes"])
-    assert (output_dir / "saved" / "toy-AttackedDataset.pth").is_file()
-
-
 @pytest.fixture
 def own_data(data_path, tmp_path) -> Path:
     """A copy of the toy data that a test may change."""
@@ -115,13 +91,12 @@ def drop_last_line(own_data: Path) -> None:
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
 
 
-@pytest.mark.parametrize("keys", [{"save_dataset": True}, {"save_dataloaders": True}, {}])
 @pytest.mark.parametrize("new_process", [True, False])
-def test_changed_files_are_read_again(toy_config, own_data, keys, new_process):
+def test_changed_files_are_read_again(toy_config, own_data, new_process):
     def n_rows() -> int:
         if new_process:
             forget()
-        parts = prepare(toy_config("BPR", **keys, data_path=str(own_data)))
+        parts = prepare(toy_config("BPR", data_path=str(own_data)))
         return sum(len(loader._dataset.inter_feat) for loader in parts)
 
     before = n_rows()
@@ -140,31 +115,6 @@ def test_the_digest_is_of_contents(toy_config, own_data, data_path, tmp_path):
         heldout.write_text(content)
         digests.add(data_digest(toy_config("MF", heldout_file=str(heldout))))
     assert len(digests | {same}) == 3
-
-
-def test_saved_loaders_of_another_heldout_file_are_not_taken(toy_config, tmp_path):
-    found = []
-    for item in ("i28", "i31", "i28"):
-        path = tmp_path / f"{item}.inter"
-        path.write_text(f"user_id:token\titem_id:token\nu0\t{item}\n")
-        forget()
-        test = prepare(toy_config("MF", save_dataloaders=True, heldout_file=str(path)))[2]._dataset
-        found.append([test.id2token("item_id", int(i)) for i in test.inter_feat["item_id"]])
-    assert found == [["i28"], ["i31"], ["i28"]]
-
-
-@pytest.mark.parametrize("dataloader", ["fast", "recbole"])
-def test_saving_does_not_change_the_batches(toy_config, dataloader):
-    def batches(**keys):
-        config = toy_config("BPR", dataloader=dataloader, **keys)
-        loader = prepare(config)[0]
-        init_seed(config["seed"], True)
-        torch.rand(1)
-        return [batch["item_id"] for batch in loader]
-
-    plain, saving, loading = batches(), batches(save_dataloaders=True), batches(save_dataloaders=True)
-    for other in (saving, loading):
-        assert all(torch.equal(a, b) for a, b in zip(plain, other, strict=True))
 
 
 def test_an_attacked_run_leaves_the_data_set_in_memory_alone(toy_config):
@@ -197,12 +147,3 @@ def test_trainings_of_one_second_do_not_share_a_file(toy_config, monkeypatch):
         files.add(run.trainer.saved_model_file)
     assert len(files) == 3
     assert all(Path(file).is_file() for file in files)
-
-
-def test_a_damaged_file_is_read_over(toy_config, output_dir):
-    create_dataset(toy_config("BPR", save_dataset=True))
-    path = output_dir / "saved" / "toy-AttackedDataset.pth"
-    for content in (b"", b"nonsense", path.read_bytes()[:100]):
-        path.write_bytes(content)
-        forget()
-        assert split(toy_config("BPR", save_dataset=True)).train.user_num == 81

@@ -311,26 +311,24 @@ def test_plain_recbole(data_path, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("model", ["BPR", "SASRec"])
 @pytest.mark.parametrize("new_process", [True, False])
-@pytest.mark.parametrize("key", ["save_dataset", "save_dataloaders", None])
-def test_clean_and_two_noises_in_turn(family_config, model, key, new_process):
+def test_clean_and_two_noises_in_turn(family_config, model, new_process):
     poison = average(target_items=["i3"])
     turns = [({}, None), ({"noise_ratio": 0.1}, None), ({"noise_ratio": 0.2}, None), ({"noise_ratio": 0.2}, poison)]
     fresh = []
     for noise, attack in turns:
         load._loaded.clear()
         fresh.append(split(family_config(model, **noise), attack).train.inter_feat)
-    kept = {key: True} if key else {}
     for turn in (0, 1, 2, 3, 2, 2, 1, 0, 3):
         if new_process:
             load._loaded.clear()
         noise, attack = turns[turn]
-        train = prepare(family_config(model, **noise, **kept), attack)[0]._dataset
+        train = prepare(family_config(model, **noise), attack)[0]._dataset
         assert_same_rows(train.inter_feat, fresh[turn])
         assert (train.noise_flags is None) == (turn == 0)
 
 
 def test_other_targets_are_another_noise(family_config):
-    keys = {"noise_ratio": 1.0, "noise_strength": 1.0, "save_dataloaders": True}
+    keys = {"noise_ratio": 1.0, "noise_strength": 1.0}
     for token in ("i1", "i2", "i1"):
         flags = prepare(family_config("BPR", **keys, target_items=[token]))[0]._dataset
         target = flags.token2id("item_id", token)

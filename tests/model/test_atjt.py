@@ -15,12 +15,12 @@ from torch.testing import assert_close
 from toy_splits import SMALL, make_run, split
 
 from recbole_robust import UserError
+from recbole_robust.checkpoint import load_checkpoint
 from recbole_robust.data.load import prepare
 from recbole_robust.initialisation import build_model
 from recbole_robust.model.sequence_weights import weighted_mean
 from recbole_robust.quick_start import run_recbole_robust
 from recbole_robust.registry import recbole_models
-from recbole_robust.trainer import load_checkpoint
 from recbole_robust.types import SAMPLE_WEIGHT
 
 SEQUENTIAL = Path(recbole.__file__).parent / "model" / "sequential_recommender"
