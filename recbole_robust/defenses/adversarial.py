@@ -200,7 +200,8 @@ class GDA(Adversarial):
 
     def moved(self, model: Any, interaction: Any, ids: list[Tensor], vectors: Vectors) -> Vectors:
         x = [vector.detach() for vector in vectors]
-        rms = torch.stack([part.norm() for part in x]).norm() / math.sqrt(sum(part.numel() for part in x))
+        squares = torch.stack([torch.dot(part.flatten(), part.flatten()) for part in x])  # half the time of a norm
+        rms = squares.sum().sqrt() / math.sqrt(sum(part.numel() for part in x))
         n_rows = max(POOL, 2 * self.n_candidates)
         noise = [self.sigma * rms * torch.randn(n_rows, x.shape[1], device=x.device, dtype=x.dtype) for x in vectors]
         steps = [] if self.mode == "da1" else self._steps(model, interaction, vectors)
@@ -234,11 +235,11 @@ class GDA(Adversarial):
             first = torch.randint(len(noise[0]), (len(worst),), device=worst.device)
             rows = (first + torch.arange(self.n_candidates, device=worst.device)[:, None]) % len(noise[0])
             losses = losses_near(model, interaction, tuple(centre), noise, rows)
+            before = worst
             for loss, drawn in zip(losses, rows, strict=True):  # argmax over the first axis is slow
-                is_worse = loss > worst
-                worst = torch.where(is_worse, loss, worst)
-                row = torch.where(is_worse, drawn, row)
-                stepped = torch.where(is_worse, is_stepped, stepped)
+                row = torch.where(loss > worst, drawn, row)
+                worst = torch.maximum(loss, worst)
+            stepped = torch.where(worst > before, is_stepped, stepped)
         return stepped, row
 
 
