@@ -15,6 +15,9 @@ from typing import Any
 
 from recbole_robust.types import UserError
 
+# On a busy machine Ray's own processes take longer to start than the 30 and 60 seconds that it gives them: its node is
+# gone before it has begun, and a sweep waits for ever.
+SLOW_START = {"RAY_agent_register_timeout_ms": "600000", "RAY_worker_register_timeout_seconds": "600"}
 OBJECT_STORE = 80 << 20  # bytes, Ray's least or so: a cell and its result are some kilobytes
 
 
@@ -38,7 +41,8 @@ def ray_cluster(workers: int, address: str | None = None, gpus: int | None = Non
     if not theirs:
         quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if address is None:
-            with _on_loopback(), _environment(OMP_NUM_THREADS=str(threads_each(workers))):  # also of what Ray starts
+            threads = str(threads_each(workers))
+            with _on_loopback(), _environment(OMP_NUM_THREADS=threads, **SLOW_START):  # also of what Ray starts
                 ray.init(
                     "local",
                     num_cpus=workers,
