@@ -17,7 +17,7 @@ import torch
 from refusals import refused, toy  # noqa: F401 - fixtures
 from toy_splits import attacks, family_config, run, trainings, write_data  # noqa: F401 - fixtures
 
-from recbole_robust.benchmark import ray_cluster
+from recbole_robust.cluster import ray_cluster
 from recbole_robust.config import Config
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -314,6 +314,16 @@ def test_no_false_alarm(model, keys, run):
     assert failures(found) == {} and found[-1].note == "1 splits made again"
 
 
+def test_failures_are_told_in_the_order_of_the_file():
+    """Not in that of a set, which another process has otherwise: equal grids have equal audits, byte for byte."""
+    names = [f"{name}@{k}" for name in ("hit", "ndcg", "targethr_all", "targetndcg") for k in (5, 10, 50)]
+    metrics, rows = dict.fromkeys(names, 0.5), dict.fromkeys(names, 0.25)
+    result = {"clean": metrics, "attacked": metrics, "lift": {}, "per_target": {"i3": {"attacked": rows}}}
+    for check in (one_result.lift_is_the_difference, one_result.totals_are_means_over_targets):
+        told = [failure.partition(":")[0].partition(".")[2] for failure in check(result)]
+        assert told == names, check
+
+
 def per_target(result: dict[str, Any], condition: str = "attacked") -> dict[str, float]:
     return result["per_target"]["i3"][condition]
 

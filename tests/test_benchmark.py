@@ -17,9 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_robust.benchmark import run_grid
-from recbole_robust.config import Config
 from recbole_robust.grid import expand, load_grid
-from recbole_robust.properties_path import properties_dir
 from recbole_robust.types import UserError
 
 GRID: dict[str, Any] = {
@@ -356,23 +354,3 @@ def test_only(tmp_path: Path, fake: Callable[..., FakeRun]) -> None:
         run_grid(GRID, output_dir=tmp_path, progress=False, only="attack=Rnd")
     with pytest.raises(UserError, match="<axis>=<pattern>"):
         run_grid(GRID, output_dir=tmp_path, progress=False, only="MF")
-
-
-@pytest.mark.parametrize("path", sorted((properties_dir() / "benchmark").glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_grids_that_we_ship_are_read(path):
-    grid = load_grid(path)
-    cells = expand(grid)
-    assert grid["name"] == path.stem
-    assert len({cell.id for cell in cells}) == len(cells) > 1
-
-
-@pytest.mark.slow
-def test_the_grids_that_we_ship_name_what_there_is(tmp_path):
-    """One cell of each method and of each attack gives a Config: no misspelt key, model, attack or defense."""
-    for path in sorted((properties_dir() / "benchmark").glob("*.yaml")):
-        cells = expand(load_grid(path))
-        once = {cell.method: cell for cell in cells} | {cell.attack: cell for cell in cells}
-        for cell in once.values():
-            keys = {**cell.keys, "baseline": "none", "output_dir": str(tmp_path)}
-            config = Config(keys.pop("model"), keys.pop("dataset"), config_dict=keys)
-            assert (config["attack"], config["defense"]) == (cell.keys.get("attack"), cell.keys.get("defense"))

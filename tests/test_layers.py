@@ -19,7 +19,7 @@ LAYERS = (
     ("data", "evaluation", "defenses", "model", "initialisation"),
     ("config", "config_checks", "registry"),
     ("quick_start", "poisoning", "results", "tracking", "sequence_report", "baselines"),
-    ("statistics", "grid", "schedule", "benchmark", "sweep", "report", "audit"),
+    ("statistics", "grid", "schedule", "cluster", "benchmark", "sweep", "report", "audit"),
     ("cli",),
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
@@ -31,7 +31,7 @@ WITHOUT = {  # unit: packages that neither it nor what it imports from us may im
     "statistics": ("torch", "recbole"),
     "report": ("torch", "recbole"),
 }
-RAY_ALLOWED = ("benchmark", "sweep")  # and there inside functions only
+RAY_ALLOWED = ("cluster", "benchmark", "sweep")  # and there inside functions only
 
 
 class Import(NamedTuple):

@@ -19,8 +19,9 @@ import psutil
 import pytest
 import yaml
 
-from recbole_robust import benchmark
-from recbole_robust.benchmark import run_grid, threads_each
+from recbole_robust import benchmark, cluster
+from recbole_robust.benchmark import run_grid
+from recbole_robust.cluster import threads_each
 from recbole_robust.file_lock import locked
 from recbole_robust.grid import expand
 from recbole_robust.types import UserError
@@ -147,7 +148,7 @@ def kill_at_random(grid: Path, output_dir: Path, n_kills: int, seed: int) -> Non
         driver = drive(grid, output_dir)
         calls = output_dir / "calls"
         before = sum(n_calls(output_dir).values()) if calls.is_dir() else 0
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300
         wanted = before + rng.randint(0, 2)
         while time.monotonic() < until and (sum(n_calls(output_dir).values()) if calls.is_dir() else 0) < wanted:
             time.sleep(0.02)
@@ -160,8 +161,8 @@ def kill_at_random(grid: Path, output_dir: Path, n_kills: int, seed: int) -> Non
         driver.kill()
         driver.wait()
         left += family
-    assert drive(grid, output_dir).wait(timeout=120) == 0
-    assert psutil.wait_procs(left, timeout=30)[1] == []  # Ray's processes have gone with their driver
+    assert drive(grid, output_dir).wait(timeout=900) == 0  # a busy machine may take its time
+    assert psutil.wait_procs(left, timeout=120)[1] == []  # Ray's processes have gone with their driver
 
 
 def _command(process: psutil.Process) -> list[str]:
@@ -253,7 +254,7 @@ def test_workers_are_a_number(tmp_path, workers):
 )
 def test_an_address_has_a_cluster(address, told):
     with pytest.raises(UserError, match=f"address: {told}"):
-        benchmark._connect(address, {})
+        cluster.connect(address, {})
 
 
 def test_threads_are_divided(monkeypatch):
@@ -296,7 +297,7 @@ assert len(processes) == 2, processes
 assert sum(node["Alive"] for node in ray.nodes()) == 1
 """
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=180
+        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "fake").glob("toy*.json"))) == 12

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -24,7 +26,7 @@ from recbole_robust.quick_start import run_recbole_robust, watched_training
 from recbole_robust.randomness import global_state
 from recbole_robust.sweep import run_sweep
 from recbole_robust.sweep.book import TrialBook, earlier_trials
-from recbole_robust.sweep.file import read_sweep
+from recbole_robust.sweep.file import load_sweep, read_sweep
 from recbole_robust.sweep.trial import Training, combined, run_trial, trial_config
 from recbole_robust.types import UserError
 
@@ -109,6 +111,25 @@ def test_selection_sees_no_test_row(content, tmp_path, monkeypatch):
     monkeypatch.setattr(quick_start, "_measure", None)
     run_trial(sweep, {}, {"learning_rate": 3.0}, str(tmp_path), lambda *told: reports[1].append(told))
     assert reports[0] == reports[1] and len(reports[0]) == 3 and len(seen) == 2 and min(seen) > 0
+
+
+def test_the_sweep_of_atjt_runs(data_path, tmp_path):
+    """Two tiny trials of the file that we ship: its keys reach the Config, and each epoch has what it selects by."""
+    tiny = {"epochs": 2, "hidden_size": 8, "inner_size": 8, "recogniser_pretrain_steps": 2, "train_batch_size": 256}
+    place = {"data_path": str(data_path), "use_gpu": False}
+    shipped = load_sweep("ATJT")
+    sweep = dataclasses.replace(shipped, dataset="toy", config={**shipped.config, **tiny, **place})
+    noisy = sweep.conditions[1]
+    scores = []
+    for values in (sweep.points()[0], sweep.points()[-1]):
+        told: list[Any] = []
+        run_trial(sweep, noisy, values, str(tmp_path), lambda *report, told=told: told.append(report))
+        assert [epoch for epoch, _ in told] == [0, 1]
+        scores.append([sweep.objective.score(metrics) for _, metrics in told])
+        config = trial_config(sweep, noisy, values, str(tmp_path))
+        assert (config["model"], config["base_model"], config["noise_ratio"]) == ("ATJT", "SASRec", 0.2)
+        assert {key: config[key] for key in values} == values
+    assert scores[0] != scores[1] and all(0 <= score <= 1 for score in [*scores[0], *scores[1]])
 
 
 def test_a_split_without_validation_rows_is_refused(content, tmp_path):
@@ -283,18 +304,18 @@ def test_a_trial_whose_worker_dies_runs_again(ray, content, tmp_path):
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.xdist_group("ray")
-def test_killed_at_random_moments_every_trial_is_there_once(content, tmp_path):
-    """The driver and, through it, its workers by signal 9, after 0, 1 and 2 new trials; then it ends."""
-    content["search"], content["space"] = (
-        {"method": "grid"},
-        {"learning_rate": {"grid": [1.0, 2.0, 3.0, 5.0, 8.0, 13.0]}},
-    )
+@pytest.mark.parametrize("n_kills", [1, 10])
+def test_killed_at_random_moments_every_trial_is_there_once(content, tmp_path, n_kills):
+    """The driver (half of the time a worker of it first) by signal 9, up to two new trials later; then it ends."""
+    rng, n_points = random.Random(7), 10 if n_kills == 1 else 40
+    content["search"] = {"method": "grid"}
+    content["space"] = {"learning_rate": {"grid": [float(rate) for rate in range(1, n_points + 1)]}}
     path = tmp_path / "s.yaml"
     path.write_text(yaml.safe_dump(content))
 
     def start(output_dir: Path) -> subprocess.Popen[bytes]:
         words = ["sweep", str(path), f"--output_dir={output_dir}", "--workers=2", "--resume"]
-        paths = {"PYTHONPATH": str(Path(sweeping.__file__).parents[1])}
+        paths = {"PYTHONPATH": str(Path(sweeping.__file__).parents[2])}
         command = [sys.executable, "-W", "ignore", "-m", "recbole_robust.cli", *words]
         return subprocess.Popen(command, env={**os.environ, **paths}, start_new_session=True)
 
@@ -303,18 +324,31 @@ def test_killed_at_random_moments_every_trial_is_there_once(content, tmp_path):
         return len(json.loads(file.read_text())["trials"]) if file.exists() else 0
 
     left: list[psutil.Process] = []
-    for more in (0, 1, 2):
-        before, driver, until = n_trials(), start(tmp_path / "killed"), time.monotonic() + 120
+    for _ in range(n_kills):
+        before, driver, until = n_trials(), start(tmp_path / "killed"), time.monotonic() + 300
+        more = rng.randint(0, 2) if n_kills > 1 else 2
         while n_trials() < before + more and driver.poll() is None and time.monotonic() < until:
             time.sleep(0.02)
-        time.sleep(0 if more else 8.0)
-        left += psutil.Process(driver.pid).children(recursive=True) if driver.poll() is None else []
+        time.sleep(rng.uniform(0, 0.7) if more else rng.uniform(0, 12.0))  # before there is a Ray, while it starts ...
+        family = psutil.Process(driver.pid).children(recursive=True) if driver.poll() is None else []
+        workers = [process for process in family if "ray::" in " ".join(_command(process))]
+        if workers and rng.random() < 0.5:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                rng.choice(workers).kill()
         driver.kill()
         driver.wait()
-    assert start(tmp_path / "killed").wait(timeout=120) == 0
-    assert start(tmp_path / "whole").wait(timeout=120) == 0
+        left += family
+    assert n_trials() < n_points  # or the last kills have hit nothing
+    assert start(tmp_path / "killed").wait(timeout=900) == 0
+    assert start(tmp_path / "whole").wait(timeout=900) == 0
     assert trials_of(tmp_path / "killed" / "s") == trials_of(tmp_path / "whole" / "s")
-    assert psutil.wait_procs(left, timeout=30)[1] == []
+    assert psutil.wait_procs(left, timeout=120)[1] == []
+
+
+def _command(process: psutil.Process) -> list[str]:
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------

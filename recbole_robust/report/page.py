@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from recbole_robust.report import budget, compare, tables
+from recbole_robust.report import budget, compare, cutoffs, tables
 from recbole_robust.report.published import Published, load_published
 from recbole_robust.report.tables import Entry, Table
 
@@ -178,6 +178,7 @@ def _section(
                 title = f"Lift of {metric} against {undefended}'s, paired tests"
                 judged.append(compare.comparison_table(title, entries, metric, undefended, order=order))
                 judged.append(budget.area_table(entries, metric, order=order))
+                judged.append(cutoffs.cutoff_table(entries, metric, order=order))
             section.tables.extend(one for one in judged if one.rows)
     if accuracy and target_set is not None:  # accuracy on clean data has nothing of the target set
         section.tables.append(tables.accuracy_table("Accuracy, clean and attacked", entries, accuracy, order=order))

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recbole_robust.report import budget, compare
+from recbole_robust.report import budget, compare, cutoffs
 from recbole_robust.report.page import Page, Section
 from recbole_robust.report.tables import Entry, Measured, is_percent, labels, measure
 
@@ -36,7 +36,8 @@ def figures(page: Page, dataset: str) -> list[Figure]:
     section = page.judging(dataset)
     if section.metric is None:
         return []
-    found = [_targets(page, section), *_frontiers(page, section), *_budgets(page, section), _stealth(page, section)]
+    curves = (*_budgets(page, section), *_k_curves(page, section))
+    found = [_targets(page, section), *_frontiers(page, section), *curves, _stealth(page, section)]
     return [figure for figure in found if figure and figure.data]
 
 
@@ -166,6 +167,24 @@ def _budgets(page: Page, section: Section) -> Iterator[Figure]:
             "yaxis": {"title": {"text": _unit(f"lift of {metric}", metric)}, "rangemode": "tozero"},
         }
         yield Figure(f"Budget curve of {curve.name}", text, data, layout, section)
+
+
+def _k_curves(page: Page, section: Section) -> Iterator[Figure]:
+    metric = section.metric or ""
+    base, found = metric.partition("@")[0], cutoffs.cutoffs(section.entries, metric)
+    for attack in labels(section.entries, "attack", page.order) if found else ():
+        data = []
+        for i, method in enumerate(labels(section.entries, "method", page.order)):
+            lifts = cutoffs.points(section.entries, attack, method, metric)
+            if lifts:
+                data.append({**_trace(i, method, list(lifts.items())), "mode": "lines+markers"})
+        text = f"Lift of {base}@K by K, the number of items recommended to a user; 95 % intervals."
+        ticks = {"tickvals": found, "ticktext": [str(k) for k in found]}
+        layout = {
+            "xaxis": {"title": {"text": "K"}, "type": "log", **ticks},
+            "yaxis": {"title": {"text": _unit(f"lift of {base}@K", metric)}, "rangemode": "tozero"},
+        }
+        yield Figure(f"K curve of {attack}", text, data, layout, section)
 
 
 def _stealth(page: Page, section: Section) -> Figure | None:

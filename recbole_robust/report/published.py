@@ -31,12 +31,13 @@ class Published:
     def lookup(self, entry: Entry, metric: str) -> float | None:
         """The published value of an entry (clean data where its attack is None), or None where there is none.
 
-        A method is found by its label: a column's name, ``MF`` for the undefended column, ``MF + APT`` for APT's.
+        A method is found by its label: a column's name, ``MF`` for the undefended column, ``MF + APT`` for APT's, and
+        ``PurifyAugMF (literal)`` for PurifyAugMF's.
         """
         base, _, cutoff = metric.partition("@")
         if base != "targethr" or not cutoff.isdigit():
             return None
-        method = entry.method.lower().removeprefix("mf + ")
+        method = entry.method.lower().removeprefix("mf + ").partition(" (")[0]
         for dataset in (entry.dataset, entry.names[0]):
             if entry.target_set not in (self.target_sets.get(dataset.lower(), entry.target_set), UNNAMED_TARGETS):
                 continue

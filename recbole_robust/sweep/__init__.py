@@ -23,7 +23,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from recbole_robust.benchmark import ATTEMPTS, RUN_FOLDERS, at_home, kept_folders, ray_cluster, threads_each
+from recbole_robust.benchmark import ATTEMPTS, RUN_FOLDERS, kept_folders
+from recbole_robust.cluster import at_home, ray_cluster, threads_each
 from recbole_robust.schedule import check_workers
 from recbole_robust.sweep.book import SweepRun, TrialBook, earlier_trials, shown
 from recbole_robust.sweep.file import WORST, Sweep, Values, key_of, load_sweep, read_sweep
