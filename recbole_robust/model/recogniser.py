@@ -32,10 +32,10 @@ def dropped(x: Tensor, rate: float, generator: torch.Generator | None) -> Tensor
 
 
 class PReLU(nn.PReLU):
-    """torch's, by a rectifier: its own kernel takes several times as long backwards on a CPU. Shape: any."""
+    """torch's, by a rectifier: on a CPU faster than its own kernel, and than a sum of products. Shape: any."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.weight * x + (1 - self.weight) * x.relu()
+        return torch.lerp(x.relu(), x, self.weight.to(x.dtype))
 
 
 class Recogniser(nn.Module):
@@ -115,14 +115,12 @@ class TargetAttentionRecogniser(Recogniser):
     def _attention(self, h: Tensor, target: Tensor, row: Tensor, generator: torch.Generator | None) -> Tensor:
         """The weight of each item, by a network on ``[h, t, h - t, h * t]``. Shape: ``(n, d)`` -> ``(n, 1)``.
 
-        The first layer is taken apart: what depends on the target alone is computed once a row, and the difference is
-        in the other two.
+        The first layer is taken apart, since the difference is in the blocks of ``h`` and ``t``: three blocks do.
         """
         of_h, of_t, of_difference, of_product = self.compare.weight.chunk(4, dim=1)
-        by_target = nn.functional.linear(target, of_t - of_difference, self.compare.bias)
+        blocks = torch.cat([of_h + of_difference, of_t - of_difference, of_product], dim=1)
         t = target.index_select(0, row)  # backwards faster than target[row]
-        x = nn.functional.linear(torch.cat([h, h * t], dim=1), torch.cat([of_h + of_difference, of_product], dim=1))
-        x = x + by_target.index_select(0, row)
+        x = nn.functional.linear(torch.cat([h, t, h * t], dim=1), blocks, self.compare.bias)
         for layer in self.attend:
             x = layer(x)
             if isinstance(layer, PReLU):
