@@ -323,7 +323,7 @@ def render(result: dict[str, Any]) -> str:
     keys = result["config"]
     if keys.get("noise_ratio"):
         head += f"noise: {keys['noise_kind']} in {keys['noise_ratio']:.4g} of the {keys['noise_unit']}, "
-    head += f"targets {' '.join(result['target_items'])}"
+    head += f"targets {' '.join(result['target_items']) or 'none'}"
     lines = [head, tabulate(table, headers=["model", "data", *names], disable_numparse=True)]
     for condition, found in (result["detection"] or {}).items():
         lost = f"{found['n_genuine_lost']} genuine users lost"

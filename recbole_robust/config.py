@@ -331,6 +331,8 @@ class Config(RecBoleConfig):
                 )
         if final.get("export_weights") and (final.get("atjt_weights") != "learned" or not final["noisy_seq_ratio"]):
             raise UserError(f"export_weights: expected ATJT with learned weights, got {self.model}")
+        if final["attack"] is not None and final["n_targets"] == 0 and not final["target_items"]:
+            raise UserError(f"n_targets: expected at least 1, since {final['attack']} attacks, got 0")
         if final["poison"] is not None and (told := self.attack_keys_given(final)):
             raise UserError(f"poison: expected no keys of an attack beside a card to replay, got {', '.join(told)}")
         for kind in ("attack", "defense"):
@@ -344,6 +346,15 @@ class Config(RecBoleConfig):
             raise UserError(f"tune: expected eval_args.split {{'LS': 'test_only'}}, got {split}")
         if final["heldout_file"] and "LS" not in (split or {}):
             raise UserError(f"heldout_file: expected eval_args.split {{'LS': ...}}, got {split}")
+        if final.get("user_folds"):
+            if not sequential or not str((split or {}).get("LS")).endswith("test"):
+                raise UserError(
+                    f"user_folds: expected a sequential model and eval_args.split {{'LS': valid_and_test}}, got "
+                    f"{self.model} and {split}"
+                )
+            for key in ("noise_ratio", "attack", "poison", "export_weights"):
+                if final.get(key):
+                    raise UserError(f"{key}: expected none under user_folds, got {final[key]}")
         if sequential and order not in (None, "TO"):
             raise UserError(f"eval_args.order: expected TO for the sequential model {self.model}, got {order}")
 

@@ -11,6 +11,9 @@ The axes are lists of names or of mappings of configuration keys with an optiona
     seeds: {start: 0, count: 10}                                                  # or a list
     config: {protocol: apt}                                                       # keys of every cell
     report: {title: "MF under attack", metrics: [targethr@50, hit@50], published: purifyaug_table1}
+
+``report.gains`` asks for paired tests of accuracy: ``[{method: ATJT, over: SASRec, bound: oracle}]``, by labels of
+methods; ``bound`` (it may be left out) is one whose gain is the most that there is to be had.
 """
 
 from __future__ import annotations
@@ -109,7 +112,7 @@ def expand(grid: Mapping[str, Any]) -> list[Cell]:
     for key in _OWNED:
         if key in config:
             raise UserError(f"config: expected keys other than {', '.join(_OWNED)} (axes of the grid), got {key!r}")
-    _check_report(_mapping(grid, "report"))
+    _check_report(_mapping(grid, "report"), [label for label, _ in axes["methods"]])
     cells = []
     for seed in seeds:
         for combination in itertools.product(*axes.values()):
@@ -253,17 +256,29 @@ def _mapping(grid: Mapping[str, Any], field: str) -> dict[str, Any]:
     return dict(value or {})
 
 
-def _check_report(report: Mapping[str, Any]) -> None:
+def _check_report(report: Mapping[str, Any], methods: Sequence[str]) -> None:
     for key, value in report.items():
         if key not in REPORT_OPTIONS:
             raise UserError(f"report: expected the keys {', '.join(REPORT_OPTIONS)}, got {key!r}")
         if key == "metrics":
             if not isinstance(value, list) or not value or not all(isinstance(metric, str) for metric in value):
                 raise UserError(f"report.metrics: expected a list of metric names, got {value!r}")
+        elif key == "gains":
+            _check_gains(value, methods)
         elif not isinstance(value, str):
             raise UserError(f"report.{key}: expected text, got {value!r}")
         elif key == "published":
             load_published(value)  # a name that is not there is told before the grid runs, not after
+
+
+def _check_gains(gains: Any, methods: Sequence[str]) -> None:
+    """Comparisons of two methods of the grid, or of three with a bound."""
+    for i, gain in enumerate(gains if isinstance(gains, list) and gains else [gains]):
+        if not isinstance(gain, Mapping) or not {"method", "over"} <= gain.keys() <= {"method", "over", "bound"}:
+            raise UserError(f"report.gains[{i}]: expected the keys method, over and perhaps bound, got {gain!r}")
+        for key, label in gain.items():
+            if label not in methods:
+                raise UserError(f"report.gains[{i}].{key}: expected one of {', '.join(methods)}, got {label!r}")
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,7 +72,8 @@ def train_and_evaluate(config: Config, card: PoisonCard | None = None, label: st
     started = time.perf_counter()
     metrics, per_target, n_genuine = _measure(config, trained)
     recognition = recognition_of(trained.trainer.model, trained.splits[0])
-    metrics.update({f"recognition_{name}": recognition[name] for name in ("auc", "ap") if recognition})
+    if recognition:
+        metrics.update({f"recognition_{name}": recognition[name] for name in ("auc", "ap", "effective_size")})
     if config["export_weights"] and (card is not None or not config["attack"]):
         export_weights(trained.trainer.model, trained.splits[0], config["export_weights"])
     return Outcome(
@@ -131,7 +132,7 @@ class Trained:
 
     @property
     def target_items(self) -> torch.Tensor:
-        return torch.tensor(list(self.targets.values()))
+        return torch.tensor(list(self.targets.values()), dtype=torch.long)
 
 
 def _train(
@@ -155,7 +156,7 @@ def _train(
     trainer, train_data, detection = _under_defenses(config, train_data)
     trainer.know_items(train)
     trainer.label = label or f"{config['model']} {'clean' if card is None else 'attacked'}"
-    target_items = torch.tensor(list(targets.values()))
+    target_items = torch.tensor(list(targets.values()), dtype=torch.long)
     ranks_in_test = attach_targets(trainer, splits, target_items)
     if config["track_every"]:
         trainer.after_epoch.append(tracking(config, splits, target_items))

@@ -178,6 +178,9 @@ def test_id_depends_on_settings_and_not_on_place() -> None:
         ({"report": {"metric": ["hit@50"]}}, "report"),
         ({"report": {"metrics": "hit@50"}}, "report.metrics"),
         ({"report": {"published": "nowhere"}}, "published"),
+        ({"report": {"gains": [{"method": "MF"}]}}, r"report.gains\[0\]"),
+        ({"report": {"gains": [{"method": "MF", "over": "MFF"}]}}, r"report.gains\[0\].over"),
+        ({"report": {"gains": "MF"}}, r"report.gains\[0\]"),
     ],
 )
 def test_bad_grids_name_the_field(change: dict[str, Any], field: str) -> None:

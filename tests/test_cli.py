@@ -271,7 +271,8 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {  # what: (words, what the li
     "target_items, none": (["--target_items=[]"], ["target_items: expected a list of item tokens", "got []"]),
     "target_items, a number": (["--target_items=5"], ["target_items: expected a list of item tokens", "got 5"]),
     "target set": (["--target_items=apt_9"], ["target_items: expected", "named set", "got 'apt_9'"]),
-    "n_targets 0": (["--n_targets=0"], ["n_targets: expected a whole number >= 1, got 0"]),
+    "n_targets < 0": (["--n_targets=-1"], ["n_targets: expected a whole number >= 0, got -1"]),
+    "n_targets 0": ([AVERAGE, "--n_targets=0"], ["n_targets: expected at least 1, since Average attacks, got 0"]),
     "n_targets > items": (["--n_targets=61"], ["n_targets: expected at most 60", "got 61"]),
     "n_targets > unpopular items": (
         ["--n_targets=30", "--target_choice=unpopular"],

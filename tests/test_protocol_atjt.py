@@ -6,8 +6,9 @@ import pytest
 import torch
 from markov_sequences import walks, write_walks
 from sklearn.metrics import roc_auc_score
-from toy_splits import SMALL, make_run
+from toy_splits import SMALL, make_run, split
 
+from recbole_robust import UserError
 from recbole_robust.data.load import prepare
 
 COLUMNS = {
@@ -65,3 +66,38 @@ def test_the_data_sets_are_read_as_recbole_offers_them(toy_config, write_data, d
     assert train.user_num == n_users + 1 and train.item_num == 13
     assert len(train.inter_feat) == 12 * 3 + (dataset == "ml-20m") and len(test.inter_feat) == 12
     assert config["rating_range"][1] == 5
+
+
+@pytest.mark.parametrize("base", ["SASRec", "DCN"])
+def test_users_may_be_split_instead_of_their_logs(toy_config, base):
+    """The authors' way: everybody's last item with all that came before it, once, for training or testing."""
+    keys = {"base_model": base, "protocol": "atjt", "epochs": 1, "recogniser_pretrain_steps": 1, **SMALL}
+    whole = split(toy_config("ATJT", **keys)).test
+    run = make_run(toy_config("ATJT", **keys, user_folds=5))
+    sizes = [len(part.inter_feat) for part in run.splits]
+    assert sizes == [48, 16, 16]
+    users = torch.cat([part.inter_feat["user_id"] for part in run.splits])
+    assert sorted(users.tolist()) == list(range(1, 81))
+    for name in ("item_id", "item_id_list", "item_length"):
+        theirs = torch.cat([part.inter_feat[name] for part in run.splits])
+        assert torch.equal(theirs[users.argsort()], whole.inter_feat[name][whole.inter_feat["user_id"].argsort()])
+    run.fit(saved=False)
+    assert 0 <= run.test(load_best_model=False)["gauc"] <= 1
+    again, other = (split(toy_config("ATJT", **keys, user_folds=5, seed=seed)).test for seed in (2020, 2021))
+    mine, same, others = (set(part.inter_feat["user_id"].tolist()) for part in (run.splits.test, again, other))
+    assert mine == same and mine != others
+
+
+@pytest.mark.parametrize(
+    ("model", "keys", "message"),
+    [
+        ("ATJT", {"user_folds": 2}, "user_folds: expected a whole number >= 3, got 2"),
+        ("ATJT", {"user_folds": 5, "noise_ratio": 0.2}, "noise_ratio: expected none under user_folds, got 0.2"),
+        ("ATJT", {"user_folds": 5, "attack": "Average"}, "attack: expected none under user_folds, got Average"),
+        ("MF", {"user_folds": 5}, "user_folds: expected a sequential model and"),
+    ],
+)
+def test_users_are_not_split_where_that_means_nothing(toy_config, model, keys, message):
+    base = {"base_model": "SASRec"} if model == "ATJT" else {}
+    with pytest.raises(UserError, match=message):
+        toy_config(model, **base, protocol="atjt", **keys)

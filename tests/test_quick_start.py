@@ -7,9 +7,10 @@ import math
 from pathlib import Path
 
 import pytest
-from toy_splits import ATTACK, VICTIMS, numbers
+from toy_splits import ATTACK, SMALL, VICTIMS, numbers
 
 from recbole_robust import UserError
+from recbole_robust.cli import render
 from recbole_robust.data import load
 
 DESIGN_KEYS = """
@@ -208,3 +209,15 @@ def test_baselines(run, trainings):
 def test_an_unknown_baseline(run, output_dir):
     with pytest.raises(UserError, match="'Nobody'"):
         run(baseline="Nobody", **ATTACK)
+
+
+def test_without_targets_nothing_is_ranked_for_them_and_the_rest_stays(run):
+    """``n_targets: 0``: where a model scores pair by pair, a pass over all items takes longer than the training."""
+    for keys in ({"model": "MF"}, {"model": "DIN", "protocol": "atjt", "noise_ratio": 0.2, **SMALL}):
+        some, none = (run(**keys, baseline="none", epochs=1, n_targets=n) for n in (2, 0))
+        assert len(some["target_items"]) == 2 and none["target_items"] == [] and none["per_target"] == {}
+        assert none["n_genuine"] == some["n_genuine"] == 80
+        assert not any(name.startswith("target") for name in none["clean"])
+        if "noise_ratio" not in keys:  # noise spares targets
+            assert none["clean"] == {name: v for name, v in some["clean"].items() if not name.startswith("target")}
+        assert "targets none" in render(none)

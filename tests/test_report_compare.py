@@ -77,6 +77,39 @@ def test_pairs_are_matched_by_seed_and_target_set() -> None:
     assert row[7] == "4" and row[2].numbers[0] == "-5.0"  # type: ignore[union-attr]
 
 
+# -- gains of accuracy ---------------------------------------------------------------------------------------------
+
+
+def accurate(method: str, values: list[float]) -> list[dict]:
+    return [cell(method, None, seed, clean={"ndcg@5": value, "gauc": 0.8}) for seed, value in enumerate(values)]
+
+
+def test_gains_are_paired_by_seed_and_measured_by_the_bound() -> None:
+    base, own, best = [0.20, 0.22, 0.21, 0.25], [0.21, 0.24, 0.22, 0.27], [0.23, 0.25, 0.24, 0.28]
+    cells = accurate("base", base) + accurate("own", own) + accurate("oracle", best)
+    gains = [{"method": "own", "over": "base", "bound": "oracle"}, {"method": "none", "over": "base"}]
+    page = make_page(cells, title="t", metrics=["gauc", "ndcg@5"], gains=gains)
+    table = page.sections[-1].tables[-1]
+    (_, flat), row = (table.rows[0][2:4], table.rows[1])  # nobody gains in gauc, and "none" was not run
+    assert len(table.rows) == 2 and flat.numbers[0] == "+0.000"  # type: ignore[union-attr]
+    assert row[:3] == ["own", "base", "ndcg@5"] and row[8] == "4"
+    difference, change, share = row[3], row[4], row[7]
+    assert isinstance(difference, Measured) and isinstance(change, Measured) and isinstance(share, Measured)
+    assert difference.interval is not None and change.interval is not None and share.interval is not None
+    gain = np.mean(own) - np.mean(base)
+    assert difference.interval.mean == pytest.approx(gain)
+    assert change.interval.mean == pytest.approx(gain / np.mean(base)) and change.numbers[0].startswith("+")
+    assert share.interval.mean == pytest.approx(gain / (np.mean(best) - np.mean(base)))
+    p = paired_permutation_test(own, base, rng=np.random.default_rng(0))
+    assert p == 2 / 2**4 and row[5:7] == [f"{p:.3f}", f"{holm([1.0, p])[1]:.3f}"]
+    assert table.rows[0][7].numbers == [], "a bound that gains nothing measures nothing"  # type: ignore[union-attr]
+
+
+def test_without_gains_asked_for_there_is_no_table_of_them() -> None:
+    page = make_page(accurate("base", [0.2, 0.3]), title="t")
+    assert not any("paired" in table.title for table in page.sections[-1].tables)
+
+
 # -- budget curves -------------------------------------------------------------------------------------------------
 
 

@@ -34,7 +34,8 @@ def test_weights_are_written_with_what_is_known_of_the_noise(run, tmp_path, suff
     found = result["recognition"]["clean"]
     assert found["n_sequences"] == len(table) and found["n_noisy"] == is_noisy.sum() > 50
     assert found["auc"] == pytest.approx(roc_auc_score(is_noisy, -table["weight"]), abs=1e-6)
-    assert result["clean"]["recognition_auc"] == found["auc"]
+    for name in ("auc", "ap", "effective_size"):
+        assert result["clean"][f"recognition_{name}"] == found[name]
     assert f"recognition AUC {found['auc']:.3f}" in render(result)
 
 

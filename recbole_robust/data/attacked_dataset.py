@@ -27,6 +27,7 @@ from recbole_robust.data.newcomers import FAN_KEYS, Newcomers, hold_out_fans
 from recbole_robust.data.noise import InteractionNoise
 from recbole_robust.data.noisy_split import NoiseFlags, add_noise
 from recbole_robust.data.poison import CHOICE_KEYS, Poison, targets_of
+from recbole_robust.data.user_folds import one_instance_a_user
 from recbole_robust.data.views import RawLog, rating_grid
 from recbole_robust.randomness import global_state_kept
 from recbole_robust.types import FakeProfiles, UserError
@@ -300,9 +301,12 @@ class AttackedMixin(PandasSafeDataset, _Base):
         """
         self._check_ratings()
         splits = super().build()
+        if self.config["user_folds"]:
+            splits = one_instance_a_user(splits, self.config["user_folds"], self.config["seed"])
         if self.noise is not None:
             settings = self.poison or self.config
-            names_targets = self.poison is not None or self.config["n_targets"]  # RecBole's own Config has no such key
+            # RecBole's own Config has no such keys.
+            names_targets = self.poison is not None or self.config["n_targets"] or self.config["target_items"]
             with global_state_kept():
                 add_noise(self.noise, splits, targets_of(settings, splits[0]) if names_targets else [])
         splits[0].n_genuine_rows = len(splits[0].inter_feat)

@@ -37,7 +37,7 @@ class TargetPass:
 
     Args:
         splits: train, valid and test split of an ``AttackedDataset``.
-        target_items: target ids, RecBole's. Shape: ``(n_targets,)``.
+        target_items: target ids, RecBole's; perhaps none, then nothing is scored. Shape: ``(n_targets,)``.
         phase: ``valid`` masks the training rows, ``test`` the training and validation rows.
     """
 
@@ -76,7 +76,7 @@ class TargetPass:
     def finish(self, trainer) -> TargetRanks:
         """Rank the targets for the users that are left, by the trainer's model as it is now."""
         trainer.model.eval()
-        left = (self.ranks[:, 0] == UNKNOWN).nonzero().squeeze(1)
+        left = (self.ranks[:, :1] == UNKNOWN).nonzero()[:, 0]  # nobody, where there are no targets
         for rows, scores in self.chunks(trainer, left):
             self._rank(scores, rows)
         return TargetRanks(self.ranks, self.own, self.eligible)

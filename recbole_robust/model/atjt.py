@@ -30,9 +30,9 @@ LEAST_ESS = 0.3  # effective size of the weights below which few sequences decid
 def atjt(base: Any) -> type:
     """ATJT around a sequential or context-aware model: its loss, weighed sequence by sequence, and ``lambda L_D``.
 
-    Negatives weigh what their positive does. The base model's parameters keep their names and initial values, its
-    random numbers stay its own, and nothing is added to a prediction. A column of sample weights in the training rows
-    (those of a defense, or of the oracle) multiplies the weights.
+    Negatives weigh what their positive does, or a constant. The base model's parameters keep their names and initial
+    values, its random numbers stay its own, and nothing is added to a prediction. A column of sample weights in the
+    training rows (those of a defense, or of the oracle) multiplies the weights.
 
     Raises:
         UserError: a model that sees no sequence; on construction, one whose loss cannot be weighed sample by sample.
@@ -57,7 +57,8 @@ def atjt(base: Any) -> type:
                 self.__dict__["tap"] = _tapped(self, base)  # a child already, in the criterion's place
             if config["atjt_weights"] == "learned" and config["noisy_seq_ratio"] > 0:
                 self.training_sequences = self.joint.sequences(dataset.inter_feat)
-                self.auxiliary = AuxiliaryTask(config, dataset.item_num, self.training_sequences.targets)
+                items, categories = self.training_sequences.targets, _categories(dataset, config["recogniser_category"])
+                self.auxiliary = AuxiliaryTask(config, dataset.item_num, items, categories)
 
         loss_terms = (*getattr(base, "loss_terms", ("recommendation loss",)), "recognisers' loss")
 
@@ -150,7 +151,7 @@ def atjt(base: Any) -> type:
                 calls.append(samples.losses.numel())
                 if calls != [len(interaction)]:
                     return None  # told below
-                return weighted_mean(samples.losses, weights.repeat(self.joint.times), self.joint.normalize)
+                return weighted_mean(samples.losses, self.joint.for_rows(weights), self.joint.normalize)
 
             with self.tap.reducing(reduce):
                 loss = super().calculate_loss(interaction)
@@ -160,6 +161,17 @@ def atjt(base: Any) -> type:
 
     ATJT.__qualname__ = "ATJT"
     return ATJT
+
+
+def _categories(dataset: Any, field: str | None) -> Tensor | None:
+    """The category of each item, of several the first. Shape: ``(n_items,)``."""
+    if field is None:
+        return None
+    features = dataset.item_feat
+    if features is None or field not in features or features[field].is_floating_point():
+        found = "none" if features is None else ", ".join(features.columns)
+        raise UserError(f"recogniser_category: expected a token field of the items (load_col: {found}), got {field!r}")
+    return features[field] if features[field].dim() == 1 else features[field][:, 0]
 
 
 def resampled(weights: Tensor, generator: torch.Generator) -> Tensor:

@@ -58,6 +58,7 @@ class Joint:
         history: items of a history that the recognisers see, the last ones; None: all.
         times: how many blocks of the same sequences a batch has; its negatives are in the later ones.
         label: the column that is 1 in the first block and 0 in the others, or None where negatives have no rows.
+        negative_weight: of the negatives' rows; None: that of their positive.
         phase_epochs: epochs that the base model learns from one fold; None: from all folds in every epoch.
         is_first_stage: whether this is a pre-training of the base model's own, without a recommendation (S3Rec).
         epoch, batch: which epoch it is, and the next batch's number in it.
@@ -69,6 +70,7 @@ class Joint:
     history: int | None
     times: int
     label: str | None
+    negative_weight: float | None
     lambda_: float
     detach: bool
     warmup: int
@@ -93,6 +95,7 @@ class Joint:
             history=config["recogniser_history"],
             times=sampling["sample_num"] + pointwise if sampled else 1,
             label=config["LABEL_FIELD"] if sampled and pointwise else None,
+            negative_weight=config["negative_weight"],
             lambda_=config["atjt_lambda"],
             detach=config["atjt_detach"],
             warmup=config["atjt_warmup"],
@@ -134,6 +137,12 @@ class Joint:
             assert positive[:n].all() and not positive[n:].any(), "labels: expected the positives first"
         return self.sequences(interaction, n)
 
+    def for_rows(self, weights: Tensor) -> Tensor:
+        """The weights of a batch's sequences for all its rows, block by block. Shape: ``(n,)`` -> ``(times * n,)``."""
+        if self.label is None or self.negative_weight is None:
+            return weights.repeat(self.times)
+        return torch.cat([weights, weights.new_full(((self.times - 1) * len(weights),), self.negative_weight)])
+
     def rows_of(self, sequences: Tensor, n: int) -> Tensor:
         """The rows of some of the ``n`` sequences of a batch, block by block. Shape: ``(m,)`` -> ``(times * m,)``."""
         blocks = torch.arange(self.times, device=sequences.device) * n
@@ -147,7 +156,7 @@ class AuxiliaryTask(nn.Module):
     by who has learned from them, and each recogniser sees ``n_folds - 1`` sequences for one that it weighs (Fig. 3).
     """
 
-    def __init__(self, config: Any, n_items: int, items: Tensor) -> None:
+    def __init__(self, config: Any, n_items: int, items: Tensor, categories: Tensor | None = None) -> None:
         super().__init__()
         self.learning = {"lr": config["recogniser_lr"], "weight_decay": config["recogniser_weight_decay"]}
         self.pretrain_steps = config["recogniser_pretrain_steps"]
@@ -162,7 +171,8 @@ class AuxiliaryTask(nn.Module):
             config["replace_target_prob"],
             popularity,
         )
-        options = (n_items, config["recogniser_dim"], config["recogniser_dropout"], config["recogniser_mean_pool"])
+        names = ("recogniser_dim", "recogniser_dropout", "recogniser_mean_pool")
+        options = (n_items, *(config[name] for name in names), categories)
         with global_state_kept():
             torch.manual_seed(_seed(self.seed, "recognisers"))
             self.recognisers = nn.ModuleList(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -116,6 +116,48 @@ def comparison_table(title: str, entries: Sequence[Entry], metric: str, undefend
                 f"With at most {most} pairs p cannot fall below {attainable(most):.2g}: after Holm over {len(tests)} "
                 "tests nothing here can be significant, whatever the defenses do."
             )
+    return table
+
+
+def gain_table(
+    title: str, entries: Sequence[Entry], metrics: Sequence[str], gains: Sequence[Mapping[str, str]]
+) -> Table:
+    """Rows: each gain (``method`` over ``over``) in each metric that both have on clean data.
+
+    Columns: difference, the same as a share of ``over``'s value, p-value, p-value after Holm over the table, the share
+    of the gain of ``bound`` (where there is one, and it gains), and the number of pairs: seeds that both have.
+    """
+    header = ["method", "over", "metric", "difference", "change, %", "p", "p (Holm)", "share of the bound, %", "pairs"]
+    table = Table(title, header, [])
+    tests: list[tuple[list[str | Measured], float, Measured, str]] = []
+    for gain in gains:
+        for metric in metrics:
+            own, base, bound = (
+                values_of([e for e in entries if e.method == gain.get(who)], "clean", metric)
+                for who in ("method", "over", "bound")
+            )
+            keys = [key for key in own if key in base]
+            if not keys:
+                continue
+            change = {key: own[key] - base[key] for key in keys}
+            seeds, rng = [seed for seed, _ in keys], np.random.default_rng(0)
+            p = paired_permutation_test(
+                [own[key] for key in keys], [base[key] for key in keys], n_permutations=N_PERMUTATIONS, rng=rng
+            )
+            interval = hierarchical_bootstrap(list(change.values()), seeds, rng=np.random.default_rng(0))
+            room = {key: bound[key] - base[key] for key in keys if key in bound}
+            share = _share(room, change) if sum(room.values()) > 0 else Measured(None, percent=True)
+            told: list[str | Measured] = [
+                gain["method"], gain["over"], metric, Measured(interval, is_percent(metric), signed=True),
+                replace(_share(base, change), signed=True),
+            ]  # fmt: skip
+            tests.append((told, p, share, str(len(keys))))
+    for (told, p, share, n), adjusted in zip(tests, holm([p for _, p, _, _ in tests]), strict=True):
+        table.rows.append([*told, _p_value(p), _p_value(float(adjusted)), share, n])
+    if tests:
+        table.notes.append(
+            f"Two-sided sign-flip tests over pairs of one seed; Holm over the {len(tests)} tests of this table."
+        )
     return table
 
 

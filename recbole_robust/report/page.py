@@ -94,6 +94,7 @@ def make_page(
     published: Published | str | None = None,
     order: Order | None = None,
     undefended: str = "MF",
+    gains: Sequence[Mapping[str, str]] = (),
     source: str | None = None,
     left_out: Sequence[str] = (),
     audit: Sequence[str] = (),
@@ -108,6 +109,7 @@ def make_page(
         published: a published table (or its name); its values stand beside the measured ones.
         order: labels by axis (``dataset``, ``target_set``, ``attack``, ``method``) in the order they are shown.
         undefended: label of the method on which the attacks' strength is judged.
+        gains: whose accuracy is tested against whose, for :func:`recbole_robust.report.compare.gain_table`.
         source: the grid file that makes all of it in one command.
         left_out: files that were found and not used, listed at the end.
         audit: what the audit of these files says, in lines.
@@ -128,7 +130,7 @@ def make_page(
             some = [entry for entry in here if entry.target_set == name]
             last = len(target_sets) == 1
             sections.append(
-                _section(f"{dataset}, targets: {name}", some, name, metrics, published, order, undefended, last)
+                _section(f"{dataset}, targets: {name}", some, name, metrics, published, order, undefended, last, gains)
             )
         if len(target_sets) > 1:
             heading = f"{dataset}, all {len(target_sets)} target sets together"
@@ -159,6 +161,7 @@ def _section(
     order: Order,
     undefended: str,
     last: bool,
+    gains: Sequence[Mapping[str, str]] = (),
 ) -> Section:
     """The section of some entries of one data set; ``last``: the one in which its defenses are judged."""
     on_targets, accuracy = tables.metrics_of(entries, metrics)
@@ -182,6 +185,8 @@ def _section(
             section.tables.extend(one for one in judged if one.rows)
     if accuracy and target_set is not None:  # accuracy on clean data has nothing of the target set
         section.tables.append(tables.accuracy_table("Accuracy, clean and attacked", entries, accuracy, order=order))
+        gained = compare.gain_table("Accuracy on clean data, paired tests", entries, accuracy, gains)
+        section.tables.extend([gained] if gained.rows else [])
     return section
 
 

@@ -124,10 +124,10 @@ def test_inference_is_the_base_models(model_of):
 # --- the weighted loss ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("base", BASES)
-def test_the_loss_is_the_weighted_mean_of_the_samples_own(model_of, base):
+@pytest.mark.parametrize(("base", "constant"), [*((base, None) for base in BASES), ("DIN", 0.5), ("SASRec", 0.5)])
+def test_the_loss_is_the_weighted_mean_of_the_samples_own(model_of, base, constant):
     """P2, P5, P17: the losses of a loop over single sequences; DCN's regulariser beside them, unweighed."""
-    model, batch = model_of(base, train_batch_size=24, **NO_DROPOUT)
+    model, batch = model_of(base, train_batch_size=24, negative_weight=constant, **NO_DROPOUT)
     model.eval()
     weights = torch.rand(model.joint.positives(batch).users.shape, generator=torch.Generator().manual_seed(0))
     found = model.weighted_loss(copy_of(batch), weights, torch.Generator())
@@ -138,9 +138,11 @@ def test_the_loss_is_the_weighted_mean_of_the_samples_own(model_of, base):
     alone = torch.stack([super(type(model), model).calculate_loss(batch[[row]]) - extra for row in range(len(batch))])
     n, times = len(weights), model.joint.times
     assert times == {"SASRec": 1, "GRU4Rec": 2, "DIN": 2, "DCN": 3}[base] and len(batch) == n * times
-    expected = weighted_mean(alone, torch.cat([weights] * times)) + extra
+    negatives = weights if constant is None else torch.full_like(weights, constant)
+    expected = weighted_mean(alone, torch.cat([weights, *[negatives] * (times - 1)])) + extra
     assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert_close(model.weighted_loss(copy_of(batch), 7 * weights, torch.Generator()), found)  # P3
+    if constant is None:
+        assert_close(model.weighted_loss(copy_of(batch), 7 * weights, torch.Generator()), found)  # P3
 
 
 @pytest.mark.parametrize("base", ["SASRec", "DIN"])
@@ -271,7 +273,8 @@ def test_the_recognisers_see_the_last_items_alone(model_of):
 
 @pytest.mark.parametrize("keys", [{"n_folds": 4}, {"recogniser": "gru"}, {"weight_normalize": "fold"},
                                   {"weight_normalize": "none", "atjt_detach": True}, {"replace_target_prob": 0.5},
-                                  {"replace_by": "popularity", "n_replaced": 0.3, "weight_floor": 0.1}])  # fmt: skip
+                                  {"replace_by": "popularity", "n_replaced": 0.3, "weight_floor": 0.1},
+                                  {"recogniser_category": "class", **FEATURES}])  # fmt: skip
 def test_its_options_train(config_of, keys):
     """P18: also with four folds."""
     run = make_run(config_of("SASRec", epochs=1, **keys))
@@ -279,6 +282,12 @@ def test_its_options_train(config_of, keys):
     weights = run.trainer.model.instance_weights()
     assert len(weights) == len(run.splits.train.inter_feat)
     assert (weights > keys.get("weight_floor", 0)).all() and (weights < 1).all() and weights.std() > 0
+
+
+@pytest.mark.parametrize("keys", [{"recogniser_category": "age", **FEATURES}, {"recogniser_category": "class"}])
+def test_categories_are_those_of_the_items(model_of, keys):
+    with pytest.raises(UserError, match="recogniser_category: expected a token field of the items"):
+        model_of("SASRec", **keys)
 
 
 # --- the phased schedule ----------------------------------------------------------------------------------------------
@@ -410,6 +419,7 @@ def test_a_second_weigher_is_refused(config_of):
         ({"recogniser": "lstm"}, "recogniser: expected one of paper, gru, got 'lstm'"),
         ({"atjt_schedule": "none"}, "atjt_schedule: expected one of batch, phased"),
         ({"recogniser_lr": 0}, "recogniser_lr: expected a number in"),
+        ({"negative_weight": -1}, "negative_weight: expected a number in"),
         ({"weight_floor": -1}, "weight_floor: expected a number in"),
         ({"export_weights": "weights.txt"}, "export_weights: expected a file that ends in .csv or .parquet"),
     ],

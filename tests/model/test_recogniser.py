@@ -96,6 +96,21 @@ def test_the_attention_is_the_network_on_four_blocks(batch):
     assert_close(model._attention(h, target, row, None), model.score(x))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_categories_are_seen_and_follow_the_item(name, batch):
+    """Of two items alike in all but their category one is not the other; of the same category they are."""
+    sequences, lengths, targets = batch
+    categories = torch.arange(20) % 4
+    torch.manual_seed(0)
+    model = build_recogniser(name, 20, dim=4, dropout=0.0, mean_pool=True, categories=categories)
+    with torch.no_grad():
+        model.items.weight[1:] = model.items.weight[1]
+    logits = model(*batch)
+    assert_close(model(sequences, lengths, (targets + 3) % 16 + 1), logits)
+    assert (model(sequences, lengths, targets + 1) != logits).all()
+    assert "category_of" not in model.state_dict()
+
+
 def test_the_padding_item_is_never_learned(recogniser, batch):
     recogniser(*batch).sum().backward()
     assert recogniser.items.weight[0].abs().max() == 0 and recogniser.items.weight.grad[0].abs().max() == 0
