@@ -23,7 +23,7 @@ from tabulate import tabulate
 
 from recbole_robust.config import Config
 from recbole_robust.data.load import prepare
-from recbole_robust.quick_start import _under_defenses
+from recbole_robust.defending import under_defenses
 
 CASES: list[tuple[str, str, dict[str, Any]]] = [  # of RecBole's settings: 64 d, 2 layers; 10 d, three layers of 256
     ("ml-1m-seq", "SASRec", {"hidden_size": 32, "n_layers": 1, "MAX_ITEM_LIST_LENGTH": 20, "epochs": 1}),
@@ -56,7 +56,7 @@ def epoch_of(folder: str, dataset: str, n_batches: int, **keys: Any):
     if keys["model"] != "ATJT":
         quiet.pop("recogniser_pretrain_steps")
     config = Config(config_dict={**places, **quiet, **keys})
-    trainer, loader, _ = _under_defenses(config, prepare(config)[0])
+    trainer, loader, _ = under_defenses(config, prepare(config)[0])
     trainer.model.train()
     trainer._train_epoch(Short(loader, 1), 0)
     cut = Short(loader, n_batches)

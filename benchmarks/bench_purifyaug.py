@@ -23,7 +23,7 @@ from tabulate import tabulate
 
 from recbole_robust.config import Config
 from recbole_robust.data.load import prepare
-from recbole_robust.quick_start import _under_defenses
+from recbole_robust.defending import under_defenses
 
 REPEATS, N_USERS, K, C = 3, 100, 50, 500
 MODELS = {
@@ -58,7 +58,7 @@ def main() -> None:
                     "gpu_id": "", "protocol": "apt", "show_progress": False, "log_tensorboard": False, "seed": 0,
                 },
             )  # fmt: skip
-            trainer, train_data, _ = _under_defenses(config, prepare(config)[0])
+            trainer, train_data, _ = under_defenses(config, prepare(config)[0])
             epochs = 1 + (n_epochs - 1) * (name == "PurifyAugMF")  # the one whose ranking is compared
             for epoch in range(epochs):
                 trainer.model.train()

@@ -19,24 +19,22 @@ from typing import Any
 import recbole
 import torch
 from recbole.config import Config as RecBoleConfig
-from recbole.evaluator.register import metric_types
 from recbole.utils import EvaluatorType, InputType, ModelType
 
 from recbole_robust import registry
 from recbole_robust.compat import set_numpy_aliases
 from recbole_robust.config_checks import (
-    YamlLoader,
     check_explicit,
     check_kinds,
     check_values,
     complaint_of_recbole,
-    parse_value,
-    read_yaml,
 )
+from recbole_robust.config_relations import check_together, complete_metrics
 from recbole_robust.data.noise import NOISE_KEYS
 from recbole_robust.properties_path import properties_dir
 from recbole_robust.registry import available, known_keys, property_file
 from recbole_robust.types import UserError
+from recbole_robust.yaml_text import YamlLoader, parse_value, read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +58,6 @@ TARGET_KEYS = ("target_items", *DRAW_KEYS, "target_hr_denominator")
 MERGED_KEYS = ("attack_args", "defense_args")  # mappings that are merged key by key instead of replaced
 COUNT_OF = {"attack_size": "n_fake_users", "filler_size": "n_fillers"}  # a fraction, and the count that says the same
 NONE_KEYS = ("attack", "defense", "preset", "base_model", "poison", "heldout_file")  # "none" and "" mean no value here
-METRICS_WITHOUT_K = ("gauc", "targetrank")  # ranking metrics that have one value, not one a K
 
 
 def merge(into: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,11 +77,6 @@ def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(old[key], Mapping) and isinstance(new[key], Mapping):
             both[key] = _merged(old[key], new[key])
     return both
-
-
-def _wraps(model_class: type) -> bool:
-    """Whether a model is a wrapper around the model ``base_class``."""
-    return getattr(model_class, "wraps_base_model", False)
 
 
 class Config(RecBoleConfig):
@@ -294,7 +286,7 @@ class Config(RecBoleConfig):
             node[path[-1]] = value
         final["protocol"] = self.protocol_name
         check_values(final)
-        self._check_names(final)
+        check_together(self, final, self._is_explicit(self.model_class))
         if final.get("use_gpu") is False:
             final["gpu_id"] = ""
         if self._is_explicit(self.model_class):
@@ -306,58 +298,6 @@ class Config(RecBoleConfig):
         final["checkpoint_dir"] = os.path.join(final["output_dir"], final.get("checkpoint_dir") or "saved")
         return final
 
-    def _check_names(self, final: dict[str, Any]) -> None:
-        """What names other things: models, hyper-parameters of the attack and the defense, rows to hold out."""
-        if str(final["baseline"]) not in ("auto", "none", "None"):
-            registry.get_model(final["baseline"], "baseline")
-        if final["base_model"] is not None:
-            registry.get_model(final["base_model"], "base_model")
-            if not _wraps(self.model_class):
-                raise UserError(
-                    f"base_model: expected none, since {self.model} wraps no model, got {final['base_model']!r}"
-                )
-        if final["attack"] is not None:
-            registry.build_attack(final["attack"], final["attack_args"])
-        if final["defense"] is not None:
-            names = registry.defense_names(final["defense"])
-            final["defense"] = ",".join(names)
-            built = registry.build_defenses(final["defense"], final["defense_args"])
-            in_training = built.loss or built.training
-            if in_training is not None:
-                in_training.check(self.model, self._is_explicit(self.model_class))
-            if built.detectors and final["MODEL_TYPE"] == ModelType.KNOWLEDGE:
-                raise UserError(
-                    f"defense: expected a model without a knowledge graph under {names[0]}, got {self.model}"
-                )
-        if final.get("export_weights") and (final.get("atjt_weights") != "learned" or not final["noisy_seq_ratio"]):
-            raise UserError(f"export_weights: expected ATJT with learned weights, got {self.model}")
-        if final["attack"] is not None and final["n_targets"] == 0 and not final["target_items"]:
-            raise UserError(f"n_targets: expected at least 1, since {final['attack']} attacks, got 0")
-        if final["poison"] is not None and (told := self.attack_keys_given(final)):
-            raise UserError(f"poison: expected no keys of an attack beside a card to replay, got {', '.join(told)}")
-        for kind in ("attack", "defense"):
-            if final[kind] is None and final[f"{kind}_args"]:
-                logger.warning("%s_args without %s: ignored", kind, kind)
-        sequential = final["MODEL_TYPE"] == ModelType.SEQUENTIAL
-        if final["noise_ratio"] and final["noise_kind"] == "swap" and not sequential:
-            raise UserError(f"noise_kind: expected replace, insert or drop, since {self.model} sees no order, got swap")
-        split, order = final["eval_args"].get("split"), final["eval_args"].get("order")
-        if final["tune"] and split != {"LS": "test_only"}:
-            raise UserError(f"tune: expected eval_args.split {{'LS': 'test_only'}}, got {split}")
-        if final["heldout_file"] and "LS" not in (split or {}):
-            raise UserError(f"heldout_file: expected eval_args.split {{'LS': ...}}, got {split}")
-        if final.get("user_folds"):
-            if not sequential or not str((split or {}).get("LS")).endswith("test"):
-                raise UserError(
-                    f"user_folds: expected a sequential model and eval_args.split {{'LS': valid_and_test}}, got "
-                    f"{self.model} and {split}"
-                )
-            for key in ("noise_ratio", "attack", "poison", "export_weights"):
-                if final.get(key):
-                    raise UserError(f"{key}: expected none under user_folds, got {final[key]}")
-        if sequential and order not in (None, "TO"):
-            raise UserError(f"eval_args.order: expected TO for the sequential model {self.model}, got {order}")
-
     def _set_default_parameters(self) -> None:
         final = self.final_config_dict
         if self._own_model() and "loss_type" in final:
@@ -367,7 +307,7 @@ class Config(RecBoleConfig):
         sequential = final["MODEL_TYPE"] == ModelType.SEQUENTIAL
         if sequential and final.get("loss_type") == "CE" and not self._is_given("train_neg_sample_args"):
             final["train_neg_sample_args"] = None  # RecBole's default for all models, and an error for these
-        self._complete_metrics(final)
+        complete_metrics(final, self._is_given("valid_metric"))
         user_data_path = final["data_path"]
         try:
             super()._set_default_parameters()
@@ -384,40 +324,6 @@ class Config(RecBoleConfig):
             final["train_neg_sample_args"] = final.get("train_neg_sample_args") or {
                 "distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False, "candidate_num": 0,
             }  # fmt: skip
-
-    def _complete_metrics(self, final: dict[str, Any]) -> None:
-        """Measure ``always_metrics`` beside ranking metrics, and the metric that selects.
-
-        Where the user names K but no ``valid_metric``, the default one takes the largest K.
-
-        Raises:
-            UserError: a ``valid_metric`` of the user's that no evaluation reports; RecBole would end in a KeyError.
-        """
-        metrics = [final["metrics"]] if isinstance(final["metrics"], str) else list(final["metrics"])
-        ks = [final["topk"]] if isinstance(final["topk"], int) else list(final["topk"])
-        selects, at, k = final["valid_metric"].partition("@")
-        for metric in [*metrics, *(final["always_metrics"] or []), selects]:
-            if metric.lower() not in metric_types:
-                raise registry.unknown("metric", metric, metric_types)
-        ranking = metric_types[metrics[0].lower()] == EvaluatorType.RANKING
-        extra = (final["always_metrics"] or []) if ranking else []
-        if (metric_types[selects.lower()] == EvaluatorType.RANKING) is ranking:
-            extra = [*extra, selects]
-        elif self._is_given("valid_metric"):
-            raise UserError(f"valid_metric: expected a metric of the kind of {metrics[0]}, got {final['valid_metric']}")
-        else:
-            final["valid_metric"] = selects = metrics[0]
-        for metric in extra:
-            if metric.lower() not in [m.lower() for m in metrics]:
-                metrics.append(metric)
-        final["metrics"] = metrics
-        has_k = ranking and selects.lower() not in METRICS_WITHOUT_K
-        if not self._is_given("valid_metric"):
-            if has_k and k not in map(str, ks):
-                final["valid_metric"] = f"{selects}@{max(ks)}"
-        elif has_k != bool(at) or (has_k and k not in map(str, ks)):
-            known = ", ".join(f"{selects}@{k}" for k in ks) if has_k else selects
-            raise UserError(f"valid_metric: expected {known} (K is one of topk), got {final['valid_metric']!r}")
 
     def _own_model(self) -> bool:
         own: Any = getattr(self.model_class, "base_class", self.model_class)

@@ -16,7 +16,6 @@ import numpy as np
 import recbole_robust
 from recbole_robust import registry, results
 from recbole_robust.config import DRAW_KEYS, Config
-from recbole_robust.config_checks import read_yaml
 from recbole_robust.data.atomic_file import column_names
 from recbole_robust.data.card import SCHEMA_VERSION, PoisonCard, bytes_digest, card_folder
 from recbole_robust.data.fake_users_json import card_of_fake_users
@@ -27,6 +26,7 @@ from recbole_robust.data.views import attacker_view
 from recbole_robust.file_lock import locked
 from recbole_robust.scores import stealth
 from recbole_robust.types import UserError
+from recbole_robust.yaml_text import read_yaml
 
 logger = logging.getLogger(__name__)
 

@@ -15,27 +15,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from recbole.trainer import S3RecTrainer
 from recbole.utils import ModelType, init_seed
-from scipy.stats import rankdata
 
 import recbole_robust
-from recbole_robust import registry, results
+from recbole_robust import results
 from recbole_robust.baselines import baseline_config
 from recbole_robust.config import POISON_KEYS, TARGET_KEYS, Config
-from recbole_robust.criterion_tap import weigh_samples
 from recbole_robust.data.card import PoisonCard, bytes_digest
-from recbole_robust.data.extra_users import with_room, with_users
 from recbole_robust.data.injection import without_fakes
 from recbole_robust.data.load import data_digest, prepare
 from recbole_robust.data.poison import targets_of
-from recbole_robust.data.screening import screened
-from recbole_robust.data.views import defender_view, genuine_item_counts
-from recbole_robust.data.weighting import oracle_weighted, weighted
-from recbole_robust.defenses import GroupWeights, defended, detection_report
+from recbole_robust.data.views import genuine_item_counts
+from recbole_robust.defending import under_defenses
 from recbole_robust.evaluation import (
     TargetPass,
     TargetRanks,
@@ -46,14 +39,11 @@ from recbole_robust.evaluation import (
 )
 from recbole_robust.evaluation.rating import rating_metrics
 from recbole_robust.file_lock import locked
-from recbole_robust.initialisation import build_model
-from recbole_robust.model.propagation import hasten
 from recbole_robust.poisoning import make_card, run_attack, stored_card
-from recbole_robust.randomness import stage_rng
 from recbole_robust.sequence_report import export_weights, recognition_of
 from recbole_robust.tracking import measuring, tracking
 from recbole_robust.trainer import get_trainer
-from recbole_robust.types import Detection, FakeProfiles, Outcome, TrainingDefense, UserError, Weigher
+from recbole_robust.types import Outcome, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +143,7 @@ def _train(
     genuine = without_fakes(train)
     tokens = card.target_items if card is not None else targets_of(config, train)
     targets = {token: int(train.token2id(train.iid_field, token)) for token in tokens}
-    trainer, train_data, detection = _under_defenses(config, train_data)
+    trainer, train_data, detection = under_defenses(config, train_data)
     trainer.know_items(train)
     trainer.label = label or f"{config['model']} {'clean' if card is None else 'attacked'}"
     target_items = torch.tensor(list(targets.values()), dtype=torch.long)
@@ -178,93 +168,11 @@ def _train(
 def _pretrained(config: Config, card: PoisonCard | None) -> Config:
     """The first stage of S3Rec, on the same data; returns the configuration of the second, which starts from it."""
     first = config.derive(train_stage="pretrain")
-    trainer, train_data, _ = _under_defenses(first, prepare(first, card)[0])
+    trainer, train_data, _ = under_defenses(first, prepare(first, card)[0])
     trainer.label = f"{config['model']} pre-training"
     trainer.fit(train_data, saved=False, show_progress=config["show_progress"])
     trainer.save_pretrained_model(config["pretrain_epochs"] - 1, trainer.saved_model_file)
     return config.derive(train_stage="finetune", pre_model_path=trainer.saved_model_file)
-
-
-def _under_defenses(config: Config, train_data) -> tuple[Any, Any, dict[str, Any] | None]:
-    """The model under its defenses in a trainer, the loader that is left to train on, and what the detectors found.
-
-    In a first stage (S3Rec's pre-training), which has no recommendation's loss, nothing changes or weighs the loss.
-    """
-    defenses = registry.build_defenses(config["defense"], config["defense_args"])
-    detection, first_stage = None, config["train_stage"] == "pretrain"
-    if config["atjt_weights"] == "oracle" and not first_stage:
-        train_data = oracle_weighted(train_data)
-    if defenses.detectors:
-        flagged, detection = _detect(config, defenses.detectors, train_data._dataset)
-        train_data = screened(train_data, flagged)
-    weigher = None if first_stage else defenses.weights or group_weights_of(config)
-    if weigher:
-        view = defender_view(train_data._dataset)
-        rng = stage_rng(config["seed"], f"defense {type(weigher).__name__}")
-        train_data = weighted(train_data, view.ratings, weigher(view, rng=rng))
-    loss = None if first_stage else defenses.loss
-    model_class = defended(config.model_class, loss) if loss else config.model_class
-    train = room = train_data._dataset
-    if defenses.training:
-        room = with_room(train, defenses.training.n_erm_users, config["seed"])
-    model = build_model(config, train, without_fakes(train), model_class, room)
-    hasten(model)
-    if weigher and not getattr(model, "weighs_samples", False):
-        weigh_samples(model)
-    trainer = get_trainer(config)(config, model)
-    if defenses.training:
-        defenses.training.attach(model)
-        trainer.before_epoch.append(_adding_users(config, defenses.training, train, room))
-    return trainer, train_data, detection
-
-
-def group_weights_of(config: Config) -> Weigher | None:
-    """The purification of PurifyAugMF's training rows."""
-    if not config["group_weights"]:
-        return None
-    return GroupWeights(config["group_low"], config["group_high"], config["group_own_share"])
-
-
-def _detect(config: Config, detectors, train) -> tuple[NDArray[np.bool_], dict[str, Any]]:
-    """Who is flagged by any of the detectors, and how right they are together (the defense never learns that).
-
-    Under the control Organic nobody is fake; ``newcomers_lost`` is the share of those who joined that is flagged.
-
-    Shape: ``(n_users,)``, bool, without the padding user.
-    """
-    view = defender_view(train)
-    found = [one(view, rng=stage_rng(config["seed"], f"defense {type(one).__name__}")) for one in detectors]
-    flagged = np.logical_or.reduce([detection.flagged for detection in found])
-    joined = np.arange(len(flagged)) >= len(flagged) - train.n_fake_users
-    together = Detection(np.mean([rankdata(detection.scores) for detection in found], axis=0), flagged)
-    if train.card is not None and train.card.is_control:
-        return flagged, {
-            **detection_report(together, np.zeros_like(joined)),
-            "newcomers_lost": float(flagged[joined].mean()),
-        }
-    return flagged, detection_report(together, joined)
-
-
-def _adding_users(config: Config, defense: TrainingDefense, train, room) -> Callable[[Any, Any, int], Any]:
-    """A hook of the trainer: the rows of ``train`` and, beside them, those of the defense's own users.
-
-    A resumed training has the users of the checkpoint until the next are drawn, each time by a generator of its own.
-    """
-    view = defender_view(train)
-    users, loader = None, None
-
-    def before_epoch(trainer, train_data, epoch: int):
-        nonlocal users, loader
-        if defense.is_due(epoch):
-            rng = stage_rng(config["seed"], f"defense {type(defense).__name__}, epoch {epoch}")
-            found = defense(trainer.model, view, rng=rng)
-            trainer.model.erm_users = (found.user_ptr, found.item_ids, found.ratings)
-        if users is not trainer.model.erm_users:
-            users = trainer.model.erm_users
-            loader = with_users(train_data, room, FakeProfiles(*users), config["seed"])
-        return train_data if users is None else loader
-
-    return before_epoch
 
 
 def _fit_or_reuse(config: Config, trained: Trained, train_data, valid_data, cacheable: bool) -> None:

@@ -29,12 +29,12 @@ from recbole_robust.attacks import (
     RevAdv,
     Segment,
 )
-from recbole_robust.config_checks import read_yaml
 from recbole_robust.defenses import APT, AT, FAP, GDA, PCA, RCE, TCE, VAT, CoRating, GroupWeights, LossDefense, PamaCF
 from recbole_robust.model import MF, PCMF, RGCF, DampedMean, Pop, PurifyAugMF, as_sequential, atjt, purify_aug
 from recbole_robust.model.seq_context import PREFIX
 from recbole_robust.properties_path import properties_dir
 from recbole_robust.types import Attack, Detector, TrainingDefense, UserError, Weigher
+from recbole_robust.yaml_text import read_yaml
 
 ATTACKS: dict[str, type] = {
     "Random": Random,

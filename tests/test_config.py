@@ -21,10 +21,10 @@ from recbole.utils import argument_list
 from recbole_robust import config as config_module
 from recbole_robust import registry
 from recbole_robust.config import DISPLAY_KEYS, Config
-from recbole_robust.config_checks import parse_value, read_yaml
 from recbole_robust.defenses import PCA
 from recbole_robust.properties_path import properties_dir
 from recbole_robust.types import UserError
+from recbole_robust.yaml_text import parse_value, read_yaml
 
 
 @pytest.fixture

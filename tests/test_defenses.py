@@ -12,7 +12,6 @@ from toy_splits import ATTACK, assert_same_rows
 from recbole_robust import Average, Poison, UserError, registry
 from recbole_robust.cli import main
 from recbole_robust.config import Config
-from recbole_robust.config_checks import read_yaml
 from recbole_robust.data.load import prepare
 from recbole_robust.data.screening import screened, without_users
 from recbole_robust.data.views import defender_view
@@ -20,6 +19,7 @@ from recbole_robust.defenses import AT, CoRating
 from recbole_robust.properties_path import properties_dir
 from recbole_robust.registry import DEFENSES, build_defenses, property_file
 from recbole_robust.types import Detection
+from recbole_robust.yaml_text import read_yaml
 
 DETECTORS = [name for name, one in DEFENSES.items() if one.kind == "detector"]
 
@@ -169,7 +169,7 @@ def flagging(monkeypatch):
     """Let the detector of the next runs flag some users."""
 
     def use(users):
-        monkeypatch.setattr("recbole_robust.quick_start.registry.build_defenses",
+        monkeypatch.setattr("recbole_robust.registry.build_defenses",
                             lambda *_: registry.Defenses((Oracle(list(users)),)))  # fmt: skip
 
     return use

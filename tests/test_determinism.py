@@ -22,8 +22,9 @@ from toy_splits import SEQUENTIAL, SMALL, Run, make_run
 
 from recbole_robust.checkpoint import load_checkpoint
 from recbole_robust.config import Config
+from recbole_robust.defending import under_defenses
 from recbole_robust.evaluation import attach_targets
-from recbole_robust.quick_start import _under_defenses, make_card, train_and_evaluate
+from recbole_robust.quick_start import make_card, train_and_evaluate
 from recbole_robust.trainer import RobustTrainerMixin
 
 ATJT = {**SMALL, **SEQUENTIAL, "base_model": "SASRec", "recogniser_dim": 8, "recogniser_pretrain_steps": 2}
@@ -117,7 +118,7 @@ def ready(config: Config) -> Run:
     run = make_run(config)
     if not config["defense"]:
         return run
-    trainer, loader, _ = _under_defenses(config, run.loaders[0])
+    trainer, loader, _ = under_defenses(config, run.loaders[0])
     trainer.know_items(run.splits.train)
     attach_targets(trainer, run.splits, torch.tensor([3]))
     return Run(trainer, (loader, *run.loaders[1:]), run.splits)

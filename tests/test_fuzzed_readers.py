@@ -23,7 +23,6 @@ from toy_splits import FAMILIES, SMALL, split
 
 from recbole_robust.audit import audit_files
 from recbole_robust.config import Config
-from recbole_robust.config_checks import parse_value, read_yaml
 from recbole_robust.data import load
 from recbole_robust.data.card import CARD_FILE, PoisonCard, content_hash
 from recbole_robust.data.fake_users_json import read_fake_users
@@ -31,6 +30,7 @@ from recbole_robust.grid import expand, load_grid
 from recbole_robust.report import write_report
 from recbole_robust.sweep.file import key_of, load_sweep
 from recbole_robust.types import FakeProfiles, UserError
+from recbole_robust.yaml_text import parse_value, read_yaml
 
 TOY = Path(__file__).parents[1] / "dataset" / "toy"
 

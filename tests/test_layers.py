@@ -13,12 +13,12 @@ PACKAGE = "recbole_robust"
 SOURCE = Path(__file__).parents[1] / PACKAGE
 
 LAYERS = (
-    ("compat", "types", "randomness", "properties_path", "file_lock", "yaml_text"),
-    ("arguments", "foreign_files", "checkpoint"),
+    ("compat", "types", "randomness", "properties_path", "file_lock"),
+    ("arguments", "foreign_files", "checkpoint", "yaml_text"),
     ("attacks", "trainer", "scores", "criterion_tap"),
     ("data", "evaluation", "defenses", "model", "initialisation"),
-    ("config", "config_checks", "registry"),
-    ("quick_start", "poisoning", "results", "tracking", "sequence_report", "baselines"),
+    ("config", "config_checks", "config_relations", "registry"),
+    ("quick_start", "defending", "poisoning", "results", "tracking", "sequence_report", "baselines"),
     ("statistics", "grid", "schedule", "cluster", "benchmark", "sweep", "report", "audit"),
     ("cli",),
 )

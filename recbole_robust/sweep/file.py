@@ -28,9 +28,9 @@ from typing import Any
 
 import numpy as np
 
-from recbole_robust.config_checks import read_yaml
 from recbole_robust.grid import folder_name, given_or_shipped
 from recbole_robust.types import UserError
+from recbole_robust.yaml_text import read_yaml
 
 Values = dict[str, Any]
 
