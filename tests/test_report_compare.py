@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from report_cells import METRICS, cell
 
 from recbole_robust.report import budget, compare
 from recbole_robust.report.page import make_page
+from recbole_robust.report.result_file import check_grid
 from recbole_robust.report.tables import Measured, Table, make_entries
 from recbole_robust.statistics import budget_area, holm, paired_effect_size, paired_permutation_test
+from recbole_robust.types import UserError
 
 METRIC = "targethr@50"
 
@@ -145,3 +149,9 @@ def test_attacks_that_differ_in_more_than_size_are_on_different_curves() -> None
     found = budget.curves(make_entries(cells), {})
     assert [list(curve.sizes) for curve in found] == [[0.005, 0.01]] * 2
     assert budget.curves(make_entries([cell(seed=seed) for seed in range(2)]), {}) == []
+
+
+@pytest.mark.parametrize("gains", ["ATJT", ["ATJT"], [{"method": 1, "over": "MF"}], {"method": "ATJT"}])
+def test_gains_of_another_kind_are_no_grid(gains):
+    with pytest.raises(UserError, match=r"^grid.json: expected the file that a benchmark leaves"):
+        check_grid({"report": {"gains": gains}}, Path("grid.json"))

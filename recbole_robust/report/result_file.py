@@ -35,6 +35,13 @@ NAME: Kind = ("a name", lambda v: isinstance(v, str | dict))  # older files have
 WHOLE: Kind = ("a whole number", _is_whole)
 MAPPING: Kind = ("a mapping", lambda v: isinstance(v, dict))
 TEXTS: Kind = ("a list of texts", lambda v: isinstance(v, list) and all(isinstance(one, str) for one in v))
+GAINS: Kind = (
+    "a list of mappings of texts",
+    lambda v: (
+        isinstance(v, list)
+        and all(isinstance(one, dict) and all(isinstance(text, str) for text in one.values()) for one in v)
+    ),
+)
 NUMBERS: Kind = ("metric names with numbers", _are_numbers)
 
 _RESULT: dict[str, Kind] = {
@@ -96,7 +103,13 @@ def check_grid(grid: Any, path: Path) -> dict[str, Any]:
         UserError: it is not.
     """
     texts: dict[str, Kind] = {name: TEXT for name in ("name", "source")}
-    of_report: dict[str, Kind] = {"metrics": TEXTS, "title": TEXT, "published": TEXT, "undefended": TEXT}
+    of_report: dict[str, Kind] = {
+        "metrics": TEXTS,
+        "title": TEXT,
+        "published": TEXT,
+        "undefended": TEXT,
+        "gains": GAINS,
+    }
     try:
         _check({"": grid}, {"": MAPPING}, "")
         _check(grid, {**texts, "cells": TEXTS, "axes": MAPPING, "report": MAPPING}, "")
