@@ -204,9 +204,9 @@ def _complaints_of_recbole() -> Iterator[None]:
 
 def _benchmark(words: list[str], keys: dict[str, str], arguments: list[str]) -> None:
     from recbole_robust.benchmark import run_grid
-    from recbole_robust.config import parse_value
     from recbole_robust.schedule import plan_grid
     from recbole_robust.types import UserError
+    from recbole_robust.yaml_text import parse_value
 
     if len(words) != 1:
         raise UserError(f"benchmark: expected one grid file, got {len(words)}")
@@ -223,9 +223,9 @@ def _benchmark(words: list[str], keys: dict[str, str], arguments: list[str]) -> 
 
 
 def _sweep(words: list[str], keys: dict[str, str], arguments: list[str]) -> None:
-    from recbole_robust.config import parse_value
     from recbole_robust.sweep import run_sweep
     from recbole_robust.types import UserError
+    from recbole_robust.yaml_text import parse_value
 
     if len(words) != 1:
         raise UserError(f"sweep: expected one sweep file, got {len(words)}")

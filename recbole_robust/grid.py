@@ -28,12 +28,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from recbole_robust.properties_path import properties_dir
 from recbole_robust.report import REPORT_OPTIONS, load_published
 from recbole_robust.types import UserError
-from recbole_robust.yaml_text import from_yaml
+from recbole_robust.yaml_text import YamlLoader, from_yaml
 
 AXES = ("dataset", "attack", "method", "target_set", "seed")
 # A grid compares methods by its own rows, and keeps numbers, not weights.
@@ -159,7 +157,7 @@ def load_grid(source: str | Path) -> dict[str, Any]:
     """
     path = given_or_shipped("benchmark", source, "benchmark", "a grid file")
     try:
-        grid = from_yaml(path.read_text(encoding="utf-8"), _Loader)
+        grid = from_yaml(path.read_text(encoding="utf-8"), YamlLoader)
     except ValueError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(grid, dict):
@@ -300,12 +298,3 @@ def _flat(keys: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def _on_command_line(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, with ``3e-5`` a number (YAML 1.1 reads it as text)."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+0123456789.")
-)
