@@ -14,11 +14,11 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from recbole_robust.defenses.checks import require_choice, require_number
 from recbole_robust.defenses.defended import Loss, add, is_on
 from recbole_robust.defenses.embeddings import (
+    Gradient,
     Vectors,
     check_model,
     gradients,
@@ -110,13 +110,13 @@ class AT(Adversarial):
 
     def moved(self, model: Any, interaction: Any, ids: list[Tensor], vectors: Vectors) -> Vectors:
         if self.direction == "random":
-            steps = [torch.randn_like(x) for x in vectors]
+            steps = [Gradient(torch.randn_like(x)) for x in vectors]
         else:
             steps = gradients(model, interaction, vectors)[0]
         lengths = self.lengths(model, interaction, vectors)
         if self.delta == "row":
-            steps = [unit_by_row(ids[0], steps[0]), *_unit_by_item(ids[1:], steps[1:])]
-            return tuple(torch.addcmul(x, eps, step) for x, eps, step in zip(vectors, lengths, steps, strict=True))
+            moves = [by_row(ids[0], steps[0], lengths[0]), *_by_item(ids[1:], steps[1:], lengths[1:])]
+            return tuple(moved_to(x, move.add_(x.detach())) for x, move in zip(vectors, moves, strict=True))
         return tuple(along(x, step, eps) for x, eps, step in zip(vectors, lengths, steps, strict=True))
 
 
@@ -204,68 +204,87 @@ class GDA(Adversarial):
         rms = squares.sum().sqrt() / math.sqrt(sum(part.numel() for part in x))
         n_rows = max(POOL, 2 * self.n_candidates)
         noise = [self.sigma * rms * torch.randn(n_rows, x.shape[1], device=x.device, dtype=x.dtype) for x in vectors]
-        steps = [] if self.mode == "da1" else self._steps(model, interaction, vectors)
-        stepped, row = self._worst(model, interaction, x, steps, noise)
-        moves = [z.index_select(0, row) for z in noise]
-        for move, step in zip(moves, steps, strict=False):
-            move.add_(step if self.mode == "da2" else step * stepped[:, None])
-        # The gradient is that at the place, and goes to the vector.
-        return tuple(vector + move for vector, move in zip(vectors, moves, strict=True))
+        centres = [x] if self.mode != "da2" else []
+        if self.mode != "da1":
+            steps = self._steps(model, interaction, vectors)
+            centres.append([step.added_to(part) for part, step in zip(x, steps, strict=True)])
+        second, row = self._worst(model, interaction, centres, noise)
+        places = []
+        for z, *parts in zip(noise, *centres, strict=True):
+            centre = parts[0] if len(parts) == 1 else torch.where(second[:, None], parts[1], parts[0])
+            places.append(z.index_select(0, row).add_(centre))
+        return tuple(moved_to(vector, place) for vector, place in zip(vectors, places, strict=True))
 
-    def _steps(self, model: Any, interaction: Any, vectors: Vectors) -> list[Tensor]:
+    def _steps(self, model: Any, interaction: Any, vectors: Vectors) -> list[Gradient]:
         """From the vectors to the second centre of candidates: along the gradient of the sample, ``eps`` in all."""
         steps = gradients(model, interaction, vectors)[0]
-        norm = torch.stack([step.norm(dim=1) for step in steps]).norm(dim=0)
-        eps = torch.stack(self.lengths(model, interaction, vectors)).mean() / norm.clamp_min(1e-12)
-        return [step.mul_(eps[:, None]) for step in steps]
+        norm = torch.stack([step.norm().square_() for step in steps]).sum(dim=0).sqrt_()  # norm(dim=0) is slow
+        eps = torch.stack(self.lengths(model, interaction, vectors)).mean() / norm.clamp_min_(1e-12)
+        return [step.times(eps) for step in steps]
 
     @torch.no_grad()
     def _worst(
-        self, model: Any, interaction: Any, x: list[Tensor], steps: list[Tensor], noise: list[Tensor]
+        self, model: Any, interaction: Any, centres: list[list[Tensor]], noise: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """The candidate of the largest loss of each sample: whether it is around the second centre, and its row of
-        the noise. Shape: ``(B,)`` each.
+        """The candidate of the largest loss of each sample: whether it is around the second of two centres, and its
+        row of the noise. Shape: ``(B,)`` each.
         """
-        centres = [(False, x)] if self.mode != "da2" else []
-        if steps:
-            centres.append((True, [part + step for part, step in zip(x, steps, strict=True)]))
-        worst = x[0].new_full((len(x[0]),), -torch.inf)
-        stepped, row = torch.zeros_like(worst, dtype=torch.bool), torch.zeros_like(worst, dtype=torch.long)
-        for is_stepped, centre in centres:
-            first = torch.randint(len(noise[0]), (len(worst),), device=worst.device)
-            rows = (first + torch.arange(self.n_candidates, device=worst.device)[:, None]) % len(noise[0])
-            losses = losses_near(model, interaction, tuple(centre), noise, rows)
-            before = worst
-            for loss, drawn in zip(losses, rows, strict=True):  # argmax over the first axis is slow
-                row = torch.where(loss > worst, drawn, row)
-                worst = torch.maximum(loss, worst)
-            stepped = torch.where(worst > before, is_stepped, stepped)
-        return stepped, row
+        n_rows, n_samples = len(noise[0]), len(centres[0][0])
+        found = []
+        for centre in centres:
+            first = torch.randint(n_rows, (n_samples,), device=noise[0].device)
+            rows = first + torch.arange(self.n_candidates, device=first.device)[:, None]
+            rows = torch.where(rows < n_rows, rows, rows - n_rows)  # the remainder, which is slow
+            loss, best = losses_near(model, interaction, tuple(centre), noise, rows).max(dim=0)
+            found.append((loss, rows.gather(0, best[None])[0]))
+        (loss, row), *others = found
+        second = torch.zeros_like(loss, dtype=torch.bool)
+        for other_loss, other_row in others:
+            second = other_loss > loss
+            row = torch.where(second, other_row, row)
+        return second, row
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def along(x: Tensor, step: Tensor, length: Tensor) -> Tensor:
+class _MovedTo(torch.autograd.Function):
+    """``x + delta`` where ``delta = place - x`` is a constant, without another two arrays of that shape."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, place: Tensor) -> Tensor:
+        return place.view_as(place)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient, None
+
+
+def moved_to(x: Tensor, place: Tensor) -> Tensor:
+    return _MovedTo.apply(x, place)  # type: ignore[no-any-return]
+
+
+def along(x: Tensor, step: Gradient, length: Tensor) -> Tensor:
     """``x`` moved by ``length`` in the direction of ``step``, row by row; not at all where the step is zero.
 
-    Shape: ``(B, d)``, ``(B, d)``, ``(B,)`` or a scalar; returns ``(B, d)``.
+    Shape: ``(B, d)``, a gradient by it, ``(B,)`` or a scalar; returns ``(B, d)``.
     """
-    factor = length / step.norm(dim=1).clamp_min(1e-12)
-    return torch.addcmul(x, factor[:, None], step)
+    return step.times(length / step.norm().clamp_min(1e-12)).added_to(x)
 
 
-def unit_by_row(ids: Tensor, values: Tensor) -> Tensor:
-    """The direction of the sum of the values that have the same id, at each of them; zero where that sum is.
+def by_row(ids: Tensor, step: Gradient, length: Tensor) -> Tensor:
+    """``length`` in the direction of the sum of the steps that have the same id, at each of them; zero where that is.
 
-    Shape: ``(B,)``, ``(B, d)`` to ``(B, d)``.
+    Shape: ``(B,)``, of ``(B, d)``, a scalar to ``(B, d)``.
     """
-    rows = values.new_zeros(int(ids.max()) + 1, values.shape[1])  # as large as the table, which is updated as a whole
-    return F.normalize(rows.index_add_(0, ids, values), dim=1).index_select(0, ids)
+    rows = step.sum_by(ids)
+    return rows.mul_((length / rows.norm(dim=1).clamp_min(1e-12))[:, None]).index_select(0, ids)
 
 
-def _unit_by_item(ids: list[Tensor], values: list[Tensor]) -> Sequence[Tensor]:
-    """:func:`unit_by_row` over positive and negative items together: one that is both has one row."""
+def _by_item(ids: list[Tensor], steps: list[Gradient], lengths: list[Tensor]) -> Sequence[Tensor]:
+    """:func:`by_row` over positive and negative items together: one that is both has one row."""
     if len(ids) == 1:
-        return [unit_by_row(ids[0], values[0])]
-    return unit_by_row(torch.cat(ids), torch.cat(values)).split(len(ids[0]))
+        return [by_row(ids[0], steps[0], lengths[0])]
+    both = Gradient(torch.cat([step.value() for step in steps]))
+    moves = by_row(torch.cat(ids), both, lengths[0].new_ones(())).split(len(ids[0]))
+    return [move * length for move, length in zip(moves, lengths, strict=True)]

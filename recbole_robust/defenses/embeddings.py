@@ -18,6 +18,44 @@ Vectors = tuple[Tensor, ...]  # of the users, of the items and, in a pairwise mo
 
 
 @dataclass(frozen=True)
+class Gradient:
+    """The gradient of each sample's loss by one of its vectors: ``slope * direction``, which need not be multiplied.
+
+    Shape: direction ``(B, d)``, slope ``(B,)``; None is a slope of 1.
+    """
+
+    direction: Tensor
+    slope: Tensor | None = None
+
+    def value(self) -> Tensor:
+        """Shape: ``(B, d)``."""
+        return self.direction if self.slope is None else self.slope[:, None] * self.direction
+
+    def norm(self) -> Tensor:
+        """Shape: ``(B,)``."""
+        norm = self.direction.norm(dim=1)
+        return norm if self.slope is None else norm.mul_(self.slope.abs())
+
+    def times(self, factor: Tensor) -> Gradient:
+        """The same times a number a sample. Shape: ``factor`` ``(B,)``."""
+        return Gradient(self.direction, factor if self.slope is None else factor * self.slope)
+
+    def added_to(self, x: Tensor) -> Tensor:
+        """Shape: ``x`` and the result ``(B, d)``."""
+        return x + self.direction if self.slope is None else torch.addcmul(x, self.slope[:, None], self.direction)
+
+    def sum_by(self, ids: Tensor) -> Tensor:
+        """The sum over the samples of each id: a product with the sparse matrix that has the slopes, ids as its rows.
+
+        Shape: ``ids`` ``(B,)``, the result ``(max id + 1, d)``.
+        """
+        slope = self.direction.new_ones(len(ids)) if self.slope is None else self.slope
+        places = torch.stack([ids, torch.arange(len(ids), device=ids.device)])
+        shape = (int(ids.max()) + 1, len(ids))
+        return torch.sparse.mm(torch.sparse_coo_tensor(places, slope, shape, check_invariants=False), self.direction)
+
+
+@dataclass(frozen=True)
 class Tables:
     """A model with a user and an item table, scored by the inner product (MF, BPR).
 
@@ -43,16 +81,19 @@ class Tables:
             scores.append(moved.gather(0, rows).add_(self.score(model, user, item)))
         return scores
 
-    def gradients(self, model: Any, interaction: Any, vectors: Vectors) -> tuple[list[Tensor], Tensor]:
+    def gradients(self, model: Any, interaction: Any, vectors: Vectors) -> tuple[list[Gradient], Tensor]:
         """See :func:`gradients`: by the scores alone first, then ``d(p . q) = q dp + p dq``."""
         user, items = vectors[0].detach(), [item.detach() for item in vectors[1:]]
         scores = [self.score(model, user, item).requires_grad_() for item in items]
         losses = losses_of(model, interaction, scores)
-        slopes = [slope[:, None] for slope in torch.autograd.grad(losses.sum(), scores)]
-        by_user = slopes[0] * items[0]
+        slopes = torch.autograd.grad(losses.sum(), scores)
+        by_item = [Gradient(user, slope) for slope in slopes]
+        if len(items) == 1:
+            return [Gradient(items[0], slopes[0]), *by_item], losses.detach()
+        by_user = slopes[0][:, None] * items[0]
         for slope, item in zip(slopes[1:], items[1:], strict=True):
-            by_user.addcmul_(slope, item)
-        return [by_user, *(slope * user for slope in slopes)], losses.detach()
+            by_user.addcmul_(slope[:, None], item)
+        return [Gradient(by_user), *by_item], losses.detach()
 
 
 @dataclass(frozen=True)
@@ -88,10 +129,10 @@ class NeuMFTables(Tables):
             scores.append([self.score(model, user, item) for item in items])
         return [torch.stack(of_item) for of_item in zip(*scores, strict=True)]
 
-    def gradients(self, model: Any, interaction: Any, vectors: Vectors) -> tuple[list[Tensor], Tensor]:
+    def gradients(self, model: Any, interaction: Any, vectors: Vectors) -> tuple[list[Gradient], Tensor]:
         free = [x.detach().requires_grad_() for x in vectors]
         losses = sample_losses(model, interaction, tuple(free))
-        return list(torch.autograd.grad(losses.sum(), free)), losses.detach()
+        return [Gradient(found) for found in torch.autograd.grad(losses.sum(), free)], losses.detach()
 
 
 EMBEDDINGS: dict[str, Tables] = {
@@ -159,10 +200,10 @@ def losses_of(model: Any, interaction: Any, scores: list[Tensor]) -> Tensor:
     return losses * interaction[SAMPLE_WEIGHT] if SAMPLE_WEIGHT in interaction else losses
 
 
-def gradients(model: Any, interaction: Any, vectors: Vectors) -> tuple[list[Tensor], Tensor]:
+def gradients(model: Any, interaction: Any, vectors: Vectors) -> tuple[list[Gradient], Tensor]:
     """The gradient of each sample's loss by its own vectors, and the losses; nothing reaches the parameters.
 
-    Shape: ``(B, d)`` for each of ``vectors``, and ``(B,)``.
+    Shape: one of ``(B, d)`` for each of ``vectors``, and ``(B,)``.
     """
     with torch.enable_grad():
         return EMBEDDINGS[model.defended_name].gradients(model, interaction, vectors)

@@ -12,9 +12,10 @@ from torch.testing import assert_close
 from recbole_robust import UserError
 from recbole_robust.data.load import prepare
 from recbole_robust.defenses import AT, GDA, VAT, PamaCF, defended
-from recbole_robust.defenses.adversarial import along, unit_by_row
+from recbole_robust.defenses.adversarial import along, by_row
 from recbole_robust.defenses.embeddings import (
     EMBEDDINGS,
+    Gradient,
     NeuMFTables,
     gradients,
     lookup,
@@ -151,7 +152,7 @@ def test_sample_weights_weigh_the_adversarial_loss(setting):
     assert_close(sample_losses(model, batch, vectors), plain * torch.linspace(0, 2, len(plain)))
     by_hand = NeuMFTables.gradients(EMBEDDINGS["MF"], model, batch, vectors)[0]
     for found, expected in zip(gradients(model, batch, vectors)[0], by_hand, strict=True):
-        assert_close(found, expected)
+        assert_close(found.value(), expected.value())
 
 
 @pytest.mark.parametrize("name", ["MF", "BPR", "LightGCN"])
@@ -163,7 +164,8 @@ def test_the_gradient_by_the_scores_is_autograds(name, setting):
     found, found_losses = gradients(model, batch, vectors)
     assert_close(found_losses, losses)
     for ours, expected in zip(found, by_autograd, strict=True):
-        assert_close(ours, expected, rtol=1e-5, atol=1e-8)
+        assert_close(ours.value(), expected.value(), rtol=1e-5, atol=1e-8)
+        assert_close(ours.norm(), expected.value().norm(dim=1), rtol=1e-5, atol=1e-8)
 
 
 # --- AT ---------------------------------------------------------------------------------------------------------------
@@ -185,7 +187,7 @@ def test_a_row_has_one_perturbation_and_a_sample_its_own(setting):
     rows = deltas[0][ids[0] == user]
     assert len(rows) > 1
     assert_close(rows, rows[:1].expand_as(rows))
-    total = steps[0][ids[0] == user].sum(dim=0)
+    total = steps[0].value()[ids[0] == user].sum(dim=0)
     assert_close(rows[0], 0.3 * total / total.norm(), rtol=1e-4, atol=1e-5)
     both = set(ids[1].tolist()) & set(ids[2].tolist())  # items that are positive here and negative there: one row
     item = next(iter(both))
@@ -215,13 +217,27 @@ def test_moving_the_user_along_the_gradient_is_the_worst_in_the_ball(setting):
     _, (user, item, negative), deltas = moved(AT(eps=0.3, delta="sample"), model, batch)
     worst = sample_losses(model, batch, (user + deltas[0], item, negative))
     for _ in range(20):
-        other = along(torch.zeros_like(user), torch.randn_like(user), torch.tensor(0.3))
+        other = along(torch.zeros_like(user), Gradient(torch.randn_like(user)), torch.tensor(0.3))
         assert (sample_losses(model, batch, (user + other, item, negative)) <= worst + 1e-6).all()
 
 
 def test_no_gradient_no_perturbation():
-    assert_close(unit_by_row(torch.tensor([3, 3]), torch.tensor([[1.0, 2.0], [-1.0, -2.0]])), torch.zeros(2, 2))
-    assert_close(along(torch.ones(1, 2), torch.zeros(1, 2), torch.tensor(5.0)), torch.ones(1, 2))
+    opposite = Gradient(torch.tensor([[1.0, 2.0], [-1.0, -2.0]]))
+    assert_close(by_row(torch.tensor([3, 3]), opposite, torch.tensor(5.0)), torch.zeros(2, 2))
+    flat = Gradient(torch.tensor([[1.0, 2.0]]), torch.zeros(1))
+    assert_close(along(torch.ones(1, 2), flat, torch.tensor(5.0)), torch.ones(1, 2))
+
+
+def test_a_gradient_with_a_slope_is_its_value():
+    direction, slope, x = torch.randn(7, 3), torch.randn(7), torch.randn(7, 3)
+    ids, factor = torch.tensor([4, 0, 4, 2, 0, 0, 1]), torch.rand(7)
+    by_hand = torch.zeros(5, 3)
+    for gradient in (Gradient(direction), Gradient(direction, slope)):
+        value = gradient.value()
+        assert_close(gradient.norm(), value.norm(dim=1))
+        assert_close(gradient.times(factor).value(), factor[:, None] * value)
+        assert_close(gradient.added_to(x), x + value)
+        assert_close(gradient.sum_by(ids), by_hand.index_add(0, ids, value))
 
 
 def test_relative_eps_scales_with_the_vectors(setting):
@@ -305,7 +321,7 @@ def test_gda_is_a_penalty_on_the_norm_of_the_gradient():
     batch, vectors = {"user_id": torch.zeros(n), "neg_item_id": None}, (user, item, negative)
     mean_square = torch.stack([x.pow(2).mean() for x in vectors]).mean().sqrt()
     steps, losses = gradients(Linear(), batch, vectors)
-    norm = torch.cat([step[:1] for step in steps], dim=1).norm()
+    norm = torch.cat([step.value()[:1] for step in steps], dim=1).norm()
     for k, c in ((1, 0.0), (2, 0.5642), (5, 1.1630), (10, 1.5388), (20, 1.8675)):
         defense = GDA(mode="da1", sigma=1e-3, n_candidates=k)
         batches = [defense.moved(Linear(), batch, [torch.zeros(n, dtype=torch.long)], vectors) for _ in range(500)]
