@@ -18,9 +18,9 @@ def pessimistic_ranks(scores: Tensor, own: Tensor) -> Tensor:
     Shape: ``scores`` ``(B, n_items)`` with -inf at masked items, ``own`` ``(B,)`` one entry of each row; result
     ``(B,)``, int64.
     """
-    # Compared straight into floats and counted by a matrix product: five times as fast as torch's sum of booleans.
+    # Compared straight into floats: five times as fast as torch's sum of booleans, and exact below 2^24 items.
     below = torch.lt(scores, own.unsqueeze(1), out=torch.empty(scores.shape, device=scores.device))
-    return scores.shape[1] - (below @ torch.ones(scores.shape[1], device=scores.device)).long()
+    return scores.shape[1] - below.sum(dim=1).long()
 
 
 def target_hit(ranks: Tensor, k: int) -> Tensor:

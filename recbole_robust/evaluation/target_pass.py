@@ -13,7 +13,8 @@ from recbole_robust.evaluation.metrics import NEVER, pessimistic_ranks, ranking_
 from recbole_robust.evaluation.queries import queries_of
 
 UNKNOWN = -1  # the rank of a user that has not been asked yet
-CHUNK_PAIRS = 1 << 18  # user-item pairs that are scored at once: 1 MiB of scores stays in the cache
+CHUNK_PAIRS = 1 << 18  # user-item pairs that are ranked at once: 1 MiB of scores stays in the cache
+CHUNK_USERS = 64  # users that are scored at once, at least: a product with a few rows is slow where there are many items
 CHUNK_VALUES = 1 << 24  # values of the queries of those pairs, where a model scores pairs one by one: 128 MiB
 
 
@@ -88,11 +89,11 @@ class TargetPass:
 
     def chunks(self, trainer, rows: Tensor):
         """Yield some query rows and their scores: ``(B,)`` and ``(B, n_items)``, nothing masked."""
-        n_pairs = CHUNK_PAIRS
+        n_users = max(CHUNK_USERS, CHUNK_PAIRS // self.n_items)
         if getattr(trainer, "scores_by_pairs", False):
             width = sum(column[:1].numel() for column in self.queries.interaction.values())
-            n_pairs = min(n_pairs, CHUNK_VALUES // width)
-        for part in rows.split(max(1, n_pairs // self.n_items)):
+            n_users = max(1, min(CHUNK_PAIRS, CHUNK_VALUES // width) // self.n_items)
+        for part in rows.split(n_users):
             if len(part):
                 yield part, trainer.full_sort_scores(self.queries[part])
 
@@ -110,8 +111,10 @@ class TargetPass:
         """Enter the ranks of some query rows; masks ``scores`` in place."""
         self.own[rows] = scores[:, self.target_items.to(scores.device)].float().cpu()
         masked = self.mask(scores, self.users[rows])
-        for t, item in enumerate(self.target_items.tolist()):
-            self.ranks[rows, t] = pessimistic_ranks(masked, masked[:, item]).cpu()
+        n_users = max(1, CHUNK_PAIRS // self.n_items)
+        for part, block in zip(rows.split(n_users), masked.split(n_users), strict=True):
+            for t, item in enumerate(self.target_items.tolist()):
+                self.ranks[part, t] = pessimistic_ranks(block, block[:, item]).cpu()
         self.ranks[rows] = torch.where(self.masked[rows], NEVER, self.ranks[rows])
 
     @torch.no_grad()
