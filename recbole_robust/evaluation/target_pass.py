@@ -14,7 +14,7 @@ from recbole_robust.evaluation.queries import queries_of
 
 UNKNOWN = -1  # the rank of a user that has not been asked yet
 CHUNK_PAIRS = 1 << 18  # user-item pairs that are ranked at once: 1 MiB of scores stays in the cache
-CHUNK_USERS = 64  # users that are scored at once, at least: a product with a few rows is slow where there are many items
+CHUNK_USERS = 64  # users that are scored at once, at least: with many items a product with few rows is slow
 CHUNK_VALUES = 1 << 24  # values of the queries of those pairs, where a model scores pairs one by one: 128 MiB
 
 
