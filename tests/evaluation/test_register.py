@@ -17,7 +17,7 @@ from toy_splits import average, make_run
 from recbole_robust import UserError
 from recbole_robust.evaluation import TargetPass, attach_targets, mean_over_targets, register_metrics, target_metrics
 from recbole_robust.evaluation.rating import rating_metrics
-from recbole_robust.evaluation.register import RobustCollector, TargetHR
+from recbole_robust.evaluation.register import RobustCollector, TargetHR, TargetNDCG, TargetRank
 
 OWN = {"targethr", "targetndcg", "targetrank", "tailhit"}
 
@@ -57,6 +57,21 @@ def test_target_metrics_among_recbole_s(toy_config, denominator):
                 assert found[name] == pytest.approx(value, abs=1e-8)
             assert found["targethr@10"] == found[f"targethr_{denominator}@10"]
             assert {"recall@3", "ndcg@10", "tailhit@10", "itemcoverage@3"} <= found.keys()
+
+
+def test_each_metric_reports_its_own_keys(toy_config):
+    run = make_run(toy_config("BPR", topk=[3], epochs=0), average())
+    items = torch.tensor([run.splits.train.token2id("item_id", "i3")])
+    found = {"rec.target": TargetPass(run.splits, items, "test").run(run.trainer)}
+    for metric, keys in (
+        (TargetHR, {"targethr@3", "targethr_all@3", "targethr_eligible@3"}),
+        (TargetNDCG, {"targetndcg@3"}),
+        (TargetRank, {"targetrank"}),
+    ):
+        assert metric(toy_config("BPR", topk=[3])).calculate_metric(found).keys() == keys
+    without = {"topk": [3], "target_hr_denominator": None, "metric_decimal_place": 4}
+    by_default = TargetHR(without).calculate_metric(found)
+    assert by_default["targethr@3"] == by_default["targethr_eligible@3"]
 
 
 def test_early_stopping_by_target_hr(toy_config, monkeypatch):

@@ -259,6 +259,21 @@ def test_negative_labels_are_no_positives(family_config, score_table):
     assert metrics["recall@40"] == metrics["hit@10"] == metrics["ndcg@40"] == 1.0
 
 
+def test_a_held_out_item_that_training_rows_have_is_no_positive(family_config, score_table):
+    """It is masked, and nobody could find it."""
+    splits = split(family_config("DCN"))
+    the_pass = TargetPass(splits, ids(splits, "i3"), "test")
+    rows = splits.test.inter_feat
+    liked = (rows["label"] > 0).nonzero()[:, 0]
+    user = rows["user_id"][liked[0]]
+    rows["item_id"][liked[0]] = int(the_pass.seen[int(user)].indices[0])
+    perfect = torch.zeros(81, 61)
+    perfect[rows["user_id"][liked], rows["item_id"][liked]] = 1 + torch.arange(len(liked)) / 1000
+    others = liked[rows["user_id"][liked] != user]
+    _, metrics = the_pass.run_with_accuracy(score_table(perfect), [10, 40], tail_items(splits.train))
+    assert metrics["recall@40"] == metrics["hit@10"] == 1.0 and len(others)
+
+
 def test_the_tail_is_what_genuine_users_rate_least(family_config):
     clean, attacked = split(family_config("BPR")), split(family_config("BPR"), average(n_fake_users=40))
     tail = tail_items(clean.train)
