@@ -44,15 +44,15 @@ class Gradient:
         """Shape: ``x`` and the result ``(B, d)``."""
         return x + self.direction if self.slope is None else torch.addcmul(x, self.slope[:, None], self.direction)
 
-    def sum_by(self, ids: Tensor) -> Tensor:
+    def sum_by(self, ids: Tensor, n_ids: int) -> Tensor:
         """The sum over the samples of each id: a product with the sparse matrix that has the slopes, ids as its rows.
 
-        Shape: ``ids`` ``(B,)``, the result ``(max id + 1, d)``.
+        Shape: ``ids`` ``(B,)``, the result ``(n_ids, d)``.
         """
         slope = self.direction.new_ones(len(ids)) if self.slope is None else self.slope
         places = torch.stack([ids, torch.arange(len(ids), device=ids.device)])
-        shape = (int(ids.max()) + 1, len(ids))
-        return torch.sparse.mm(torch.sparse_coo_tensor(places, slope, shape, check_invariants=False), self.direction)
+        slopes = torch.sparse_coo_tensor(places, slope, (n_ids, len(ids)), check_invariants=False)
+        return torch.sparse.mm(slopes, self.direction)
 
 
 @dataclass(frozen=True)
@@ -82,18 +82,17 @@ class Tables:
         return scores
 
     def gradients(self, model: Any, interaction: Any, vectors: Vectors) -> tuple[list[Gradient], Tensor]:
-        """See :func:`gradients`: by the scores alone first, then ``d(p . q) = q dp + p dq``."""
+        """See :func:`gradients`: by the scores first, then ``d(p . q) = q dp + p dq``."""
         user, items = vectors[0].detach(), [item.detach() for item in vectors[1:]]
-        scores = [self.score(model, user, item).requires_grad_() for item in items]
-        losses = losses_of(model, interaction, scores)
-        slopes = torch.autograd.grad(losses.sum(), scores)
+        scores = [self.score(model, user, item) for item in items]
+        losses, slopes = losses_of(model, interaction, scores), slopes_of(model, interaction, scores)
         by_item = [Gradient(user, slope) for slope in slopes]
         if len(items) == 1:
-            return [Gradient(items[0], slopes[0]), *by_item], losses.detach()
+            return [Gradient(items[0], slopes[0]), *by_item], losses
         by_user = slopes[0][:, None] * items[0]
         for slope, item in zip(slopes[1:], items[1:], strict=True):
             by_user.addcmul_(slope[:, None], item)
-        return [Gradient(by_user), *by_item], losses.detach()
+        return [Gradient(by_user), *by_item], losses
 
 
 @dataclass(frozen=True)
@@ -198,6 +197,20 @@ def losses_of(model: Any, interaction: Any, scores: list[Tensor]) -> Tensor:
             scores[0], interaction[model.LABEL].expand_as(scores[0]), reduction="none"
         )
     return losses * interaction[SAMPLE_WEIGHT] if SAMPLE_WEIGHT in interaction else losses
+
+
+def slopes_of(model: Any, interaction: Any, scores: list[Tensor]) -> list[Tensor]:
+    """The derivative of :func:`losses_of` by each of the scores. Shape: as ``scores``."""
+    kind = loss_kind(model, interaction)
+    if kind == "MSE":
+        return [model.weigh(2.0 * (scores[0] - model.rating_target(interaction)), interaction)]
+    if kind == "BPR":
+        slope = torch.sigmoid(scores[1] - scores[0])
+    else:
+        slope = torch.sigmoid(scores[0]) - interaction[model.LABEL]
+    if SAMPLE_WEIGHT in interaction:
+        slope = slope * interaction[SAMPLE_WEIGHT]
+    return [-slope, slope] if kind == "BPR" else [slope]
 
 
 def gradients(model: Any, interaction: Any, vectors: Vectors) -> tuple[list[Gradient], Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,8 +21,10 @@ from recbole_robust.defenses.embeddings import (
     gradients,
     lookup,
     losses_near,
+    losses_of,
     reduce,
     sample_losses,
+    slopes_of,
 )
 from recbole_robust.initialisation import build_model
 from recbole_robust.trainer import get_trainer
@@ -168,6 +171,24 @@ def test_the_gradient_by_the_scores_is_autograds(name, setting):
         assert_close(ours.norm(), expected.value().norm(dim=1), rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", ["MSE", "BPR", "BCE"])
+def test_slopes_are_the_derivatives_of_the_losses(kind, weighted):
+    batch = {"label": torch.tensor([0.0, 1.0, 1.0]), "sample_weight": torch.tensor([0.5, 0.0, 2.0])}
+    if kind == "BPR":
+        batch["neg_item_id"] = torch.zeros(3)
+    if not weighted:
+        del batch["sample_weight"]
+    model = SimpleNamespace(USER_ID="user_id", ITEM_ID="item_id", NEG_ITEM_ID="neg_item_id", LABEL="label")
+    if kind == "MSE":
+        model.rating_target = lambda interaction: torch.tensor([1.0, 3.0, 5.0])
+        model.weigh = lambda losses, interaction: losses * interaction.get("sample_weight", torch.ones(3))
+    scores = [torch.randn(3, requires_grad=True) for _ in range(2 if kind == "BPR" else 1)]
+    expected = torch.autograd.grad(losses_of(model, batch, scores).sum(), scores)
+    for found, derivative in zip(slopes_of(model, batch, scores), expected, strict=True):
+        assert_close(found, derivative)
+
+
 # --- AT ---------------------------------------------------------------------------------------------------------------
 
 
@@ -223,7 +244,7 @@ def test_moving_the_user_along_the_gradient_is_the_worst_in_the_ball(setting):
 
 def test_no_gradient_no_perturbation():
     opposite = Gradient(torch.tensor([[1.0, 2.0], [-1.0, -2.0]]))
-    assert_close(by_row(torch.tensor([3, 3]), opposite, torch.tensor(5.0)), torch.zeros(2, 2))
+    assert_close(by_row(torch.tensor([3, 3]), 5, opposite, torch.tensor(5.0)), torch.zeros(2, 2))
     flat = Gradient(torch.tensor([[1.0, 2.0]]), torch.zeros(1))
     assert_close(along(torch.ones(1, 2), flat, torch.tensor(5.0)), torch.ones(1, 2))
 
@@ -237,7 +258,7 @@ def test_a_gradient_with_a_slope_is_its_value():
         assert_close(gradient.norm(), value.norm(dim=1))
         assert_close(gradient.times(factor).value(), factor[:, None] * value)
         assert_close(gradient.added_to(x), x + value)
-        assert_close(gradient.sum_by(ids), by_hand.index_add(0, ids, value))
+        assert_close(gradient.sum_by(ids, 5), by_hand.index_add(0, ids, value))
 
 
 def test_relative_eps_scales_with_the_vectors(setting):
