@@ -8,7 +8,6 @@ a graph model) and ``delta`` a constant: :class:`AT`, :class:`VAT` and :class:`P
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -115,8 +114,8 @@ class AT(Adversarial):
             steps = gradients(model, interaction, vectors)[0]
         lengths = self.lengths(model, interaction, vectors)
         if self.delta == "row":
-            user_move = by_row(ids[0], model.n_users, steps[0], lengths[0])
-            moves = [user_move, *_by_item(ids[1:], model.n_items, steps[1:], lengths[1:])]
+            moves = by_row(ids[:1], model.n_users, steps[:1], lengths[:1])
+            moves += by_row(ids[1:], model.n_items, steps[1:], lengths[1:])  # one row for both kinds of items
             return tuple(moved_to(x, move.add_(x.detach())) for x, move in zip(vectors, moves, strict=True))
         return tuple(along(x, step, eps) for x, eps, step in zip(vectors, lengths, steps, strict=True))
 
@@ -273,19 +272,12 @@ def along(x: Tensor, step: Gradient, length: Tensor) -> Tensor:
     return step.times(length / step.norm().clamp_min(1e-12)).added_to(x)
 
 
-def by_row(ids: Tensor, n_ids: int, step: Gradient, length: Tensor) -> Tensor:
-    """``length`` in the direction of the sum of the steps that have the same id, at each of them; zero where that is.
+def by_row(ids: list[Tensor], n_ids: int, steps: list[Gradient], lengths: list[Tensor]) -> list[Tensor]:
+    """``length`` in the direction of the sum of all steps of the same id, at each of them; zero where that sum is.
 
-    Shape: ``(B,)``, a gradient by ``(B, d)``, a scalar; returns ``(B, d)``.
+    Shape: ``(B,)``, a gradient by ``(B, d)`` and a scalar each; returns ``(B, d)`` each.
     """
-    rows = step.sum_by(ids, n_ids)
-    return rows.mul_((length / rows.norm(dim=1).clamp_min(1e-12))[:, None]).index_select(0, ids)
-
-
-def _by_item(ids: list[Tensor], n_ids: int, steps: list[Gradient], lengths: list[Tensor]) -> Sequence[Tensor]:
-    """:func:`by_row` over positive and negative items together: one that is both has one row."""
-    if len(ids) == 1:
-        return [by_row(ids[0], n_ids, steps[0], lengths[0])]
-    both = Gradient(torch.cat([step.value() for step in steps]))
-    moves = by_row(torch.cat(ids), n_ids, both, lengths[0].new_ones(())).split(len(ids[0]))
-    return [move * length for move, length in zip(moves, lengths, strict=True)]
+    rows = sum(step.sum_by(of_step, n_ids) for step, of_step in zip(steps, ids, strict=True))
+    assert isinstance(rows, Tensor)
+    norms = rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    return [(rows * (length / norms)).index_select(0, at) for length, at in zip(lengths, ids, strict=True)]

@@ -86,13 +86,9 @@ class Tables:
         user, items = vectors[0].detach(), [item.detach() for item in vectors[1:]]
         scores = [self.score(model, user, item) for item in items]
         losses, slopes = losses_of(model, interaction, scores), slopes_of(model, interaction, scores)
-        by_item = [Gradient(user, slope) for slope in slopes]
-        if len(items) == 1:
-            return [Gradient(items[0], slopes[0]), *by_item], losses
-        by_user = slopes[0][:, None] * items[0]
-        for slope, item in zip(slopes[1:], items[1:], strict=True):
-            by_user.addcmul_(slope[:, None], item)
-        return [Gradient(by_user), *by_item], losses
+        # A pairwise loss is one of the difference of its scores: its slopes are s and -s.
+        by_user = items[0] if len(items) == 1 else items[0] - items[1]
+        return [Gradient(by_user, slopes[0]), *(Gradient(user, slope) for slope in slopes)], losses
 
 
 @dataclass(frozen=True)

@@ -244,7 +244,8 @@ def test_moving_the_user_along_the_gradient_is_the_worst_in_the_ball(setting):
 
 def test_no_gradient_no_perturbation():
     opposite = Gradient(torch.tensor([[1.0, 2.0], [-1.0, -2.0]]))
-    assert_close(by_row(torch.tensor([3, 3]), 5, opposite, torch.tensor(5.0)), torch.zeros(2, 2))
+    (still,) = by_row([torch.tensor([3, 3])], 5, [opposite], [torch.tensor(5.0)])
+    assert_close(still, torch.zeros(2, 2))
     flat = Gradient(torch.tensor([[1.0, 2.0]]), torch.zeros(1))
     assert_close(along(torch.ones(1, 2), flat, torch.tensor(5.0)), torch.ones(1, 2))
 
