@@ -196,6 +196,17 @@ def test_every_sequential_user_is_asked_with_the_whole_past(write_data, toy_conf
         assert asked[user]["items"][: asked[user]["n"]] == past[-4:], user
 
 
+def test_a_validation_row_stands_in_for_a_test_row(write_data, toy_config):
+    """It and its item are all that comes before the test item: the query is the same without the test row."""
+    splits = split(sequences(write_data, toy_config, extra=False))
+    before = by_user(queries_of(splits, "test"), splits.train)
+    both = torch.isin(splits.test.inter_feat["user_id"], splits.valid.inter_feat["user_id"])
+    assert 0 < both.sum() < len(both)
+    splits.test.inter_feat = splits.test.inter_feat[~both]
+    after = by_user(queries_of(splits, "test"), splits.train)
+    assert {user: row["items"] for user, row in after.items()} == {user: row["items"] for user, row in before.items()}
+
+
 def test_an_appended_query_is_what_recbole_s_augmentation_makes(write_data, toy_config):
     """A user without a row to ask with gets the row that RecBole would make of one more interaction."""
     all_train = {"eval_args": {"split": {"RS": [1.0, 0.0, 0.0]}, "order": "TO", "group_by": "user", "mode": "full"}}
