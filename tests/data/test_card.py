@@ -14,7 +14,7 @@ from toy_splits import average
 
 from recbole_robust import FakeProfiles, PoisonCard, UserError
 from recbole_robust.data import card as card_module
-from recbole_robust.data.card import content_hash
+from recbole_robust.data.card import content_hash, files_digest
 from recbole_robust.data.load import clean_train_split
 
 
@@ -123,6 +123,25 @@ def test_every_field_is_in_the_hash():
     digests = {what: small(**changes).digest() for what, changes in {"none": {}, **OTHERS}.items()}
     same = {what for what, digest in digests.items() if digest == digests["none"]}
     assert same == {"none", "setting", "nested setting", "new setting"}, "what is injected does not depend on these"
+
+
+def test_the_digest_of_the_files_is_of_every_byte_of_both(card, tmp_path):
+    assert files_digest(tmp_path / "none") == ""
+    card.save(tmp_path / "card")
+    before = files_digest(tmp_path / "card")
+    for name in ("poison.json", "toy.inter"):
+        file = tmp_path / "card" / name
+        content = file.read_bytes()
+        file.write_bytes(content + b"\n")
+        assert files_digest(tmp_path / "card") != before
+        file.write_bytes(content)
+    (tmp_path / "card" / "notes.txt").write_text("not a part of the card")
+    assert files_digest(tmp_path / "card") == before
+
+
+def test_the_hash_does_not_depend_on_the_order_of_the_settings():
+    one, other = small(settings={"attack": "Mine", "seed": 1}), small(settings={"seed": 1, "attack": "Mine"})
+    assert one.digest() == other.digest()
 
 
 def test_the_digest_does_not_depend_on_how_items_are_numbered():

@@ -13,8 +13,9 @@ from recbole.data.dataloader import TrainDataLoader
 from scipy.stats import chisquare
 from toy_splits import FEATURES, average
 
+from recbole_robust import UserError
 from recbole_robust.data.load import prepare
-from recbole_robust.data.loaders import NegativeSampler, TensorTrainDataLoader
+from recbole_robust.data.loaders import NegativeSampler, TensorTrainDataLoader, with_rows
 
 PAIRWISE = {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False, "candidate_num": 0}
 KINDS = {
@@ -92,6 +93,13 @@ def test_each_row_comes_once_an_epoch_with_its_own_columns(toy_config, kind, shu
                             zip(rows["user_id"], rows["item_id"], rows["rating"], strict=True)}  # fmt: skip
     first = batches[0]["user_id"][: loader.step]
     assert torch.equal(first, rows["user_id"][: loader.step]) is not shuffle
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_loader_of_other_rows_shuffles_as_the_first_one_does(toy_config, shuffle):
+    loader = loader_of(toy_config, KINDS["pairwise"], shuffle=shuffle)
+    other = with_rows(loader, loader._dataset, loader._sampler)
+    assert type(other) is type(loader) and other.shuffle is shuffle
 
 
 def test_shuffling_differs_between_epochs_and_is_the_seed_s(toy_config, kind):
@@ -187,3 +195,9 @@ def test_the_sampler_knows_what_is_seen(pairs, n_items, asked):
 )
 def test_where_the_fast_loader_does_not_apply_recbole_s_is_taken(toy_config, model, keys):
     assert type(loader_of(toy_config, (model, keys))) is TrainDataLoader
+
+
+def test_k_may_be_all_items_and_no_more(toy_config):
+    prepare(toy_config("BPR", topk=[60]))
+    with pytest.raises(UserError, match="topk: expected at most 60"):
+        prepare(toy_config("BPR", topk=[61]))

@@ -153,8 +153,10 @@ def test_users_who_know_nearly_everything_end_the_draw(caplog):
     assert "only 1 of 3 users have rows to insert" in caplog.text
 
 
+@pytest.mark.parametrize("n_redraws", [50, 0])  # 0: the way of users who know nearly everything
 @pytest.mark.parametrize("weights", [np.ones(N_ITEMS), np.r_[0, np.arange(1.0, N_ITEMS)]])
-def test_items_are_drawn_by_their_weights(weights):
+def test_items_are_drawn_by_their_weights(weights, n_redraws, monkeypatch):
+    monkeypatch.setattr("recbole_robust.data.noise.MAX_REDRAWS", n_redraws)
     n = 20_000
     drawn = draw_items(np.arange(1, n + 1), np.zeros(0, np.int64), weights, TARGETS, np.random.default_rng(0))
     expected = weights.copy()

@@ -143,6 +143,39 @@ def test_tail_hit_is_the_loop(toy_config):
         assert found[f"tailhit@{k}"] == pytest.approx(np.mean(hits), abs=1e-8)
 
 
+def test_the_share_of_the_tail_is_the_key(toy_config):
+    """With all items in the tail, tail hit is hit; with none, nobody has a tail item to be hit."""
+    by_share = {}
+    for share in (1e-9, 0.5, 1.0):
+        run = make_run(toy_config("BPR", metrics=["Hit", "TailHit"], topk=[10], tail_share=share, epochs=1))
+        run.fit(saved=False)
+        by_share[share] = run.test(load_best_model=False)
+    assert by_share[1.0]["tailhit@10"] == by_share[1.0]["hit@10"] > 0
+    assert by_share[0.5]["tailhit@10"] < by_share[0.5]["hit@10"]
+    assert np.isnan(by_share[1e-9]["tailhit@10"])
+
+
+def test_a_target_that_is_in_the_validation_rows_cannot_be_hit_in_the_test(toy_config):
+    """The phase of the target pass is that of the loader; both loaders are asked, in either order."""
+    keys = {"metrics": ["TargetHR"], "topk": [60], "epochs": 0, "target_hr_denominator": "all"}
+    run = make_run(toy_config("BPR", **keys))
+    train, valid, _ = run.splits
+    item = int(valid.inter_feat["item_id"].mode().values)
+    run = make_run(toy_config("BPR", **keys), targets=(train.id2token("item_id", item),))
+    train, valid, _ = run.splits
+    n_train, n_valid = (
+        len(set(part.inter_feat["user_id"][part.inter_feat["item_id"] == item].tolist())) for part in (train, valid)
+    )
+    assert n_valid
+    n_users = train.user_num - 1
+    run.trainer.eval_collector.data_collect(run.loaders[0])  # fit() does
+    for _ in range(2):
+        in_test = run.trainer.evaluate(run.loaders[2], load_best_model=False)["targethr@60"]
+        in_valid = run.trainer.evaluate(run.loaders[1], load_best_model=False)["targethr@60"]
+        assert in_valid == pytest.approx(1 - n_train / n_users, abs=1e-4)
+        assert in_test == pytest.approx(1 - (n_train + n_valid) / n_users, abs=1e-4)
+
+
 def test_popularity_hits_no_tail(write_data, toy_config):
     """Each user has rated one of the 10 most rated of 50 items: the first 5 of Pop are all head items."""
     rows = [f"u{u}\ti{u % 10}" for u in range(60)] + [
