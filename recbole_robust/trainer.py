@@ -85,6 +85,7 @@ class RobustTrainerMixin(_Base):
         self.label = config["model"]
         self._resumed: dict[str, Any] | None = None
         self._valid_result: dict[str, float] | None = None
+        os.makedirs(config["checkpoint_dir"], exist_ok=True)  # RecBole's own way fails where two processes do it
         with _tensorboard_in(config["output_dir"], config["log_tensorboard"], self._run_name(config)):
             super().__init__(config, model)
         self.saved_model_file = os.path.join(self.checkpoint_dir, f"{self._run_name(config)}.pth")

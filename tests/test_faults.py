@@ -218,6 +218,14 @@ def test_a_signal_ends_a_training_at_once(data_path, tmp_path):
     assert left_behind(tmp_path) == [] and not list((tmp_path / "out").rglob("*.pth"))
 
 
+def test_the_folder_of_checkpoints_is_there_before_recbole_looks(toy_config, tmp_path, monkeypatch):
+    """RecBole makes it where it is not there: between look and deed another process may have made it."""
+    looked = []
+    monkeypatch.setattr("recbole.trainer.trainer.ensure_dir", lambda path: looked.append(os.path.isdir(path)))
+    make_run(toy_config("MF", output_dir=str(tmp_path / "new")))
+    assert looked == [True]
+
+
 def test_two_processes_on_one_folder_make_one_result(data_path, tmp_path):
     words = run_words(data_path, "--model=MF", "--epochs=3", *ATTACK)
     processes = [FORK.Process(target=_run, args=(words, str(tmp_path))) for _ in range(3)]
