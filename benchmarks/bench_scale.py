@@ -26,6 +26,8 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import torch
+from bench_target_pass import product_and_topk
+from bench_training import bare_epoch
 from recbole.utils import init_seed
 from tabulate import tabulate
 
@@ -42,7 +44,7 @@ N_TARGETS, EMBEDDING_SIZE, BATCH = 10, 64, 32_768
 
 
 def write_ratings(folder: str, n_users: int, n_items: int, n_ratings: int) -> None:
-    """Ratings whose users and items are unevenly popular, every user and item with some."""
+    """Ratings whose users and items are unevenly popular."""
     rng = np.random.default_rng(0)
     users, items = n_users * rng.random(2 * n_ratings) ** 1.5, n_items * rng.random(2 * n_ratings) ** 2
     cells = rng.permutation(np.unique(users.astype(np.int64) * n_items + items.astype(np.int64)))[:n_ratings]
@@ -64,41 +66,17 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def inject(dataset, attack) -> None:
-    """A split's share of a poisoned run: the attack is planned on it, and its rows and users are appended."""
+def injection(dataset, attack) -> float:
+    """Seconds of a split's share of a poisoned run: the attack is planned on it, its rows and users are appended."""
     init_seed(0, True)
     clean = dataset.build()
     dataset.poison = Poison(attack, target_items=[str(item) for item in range(N_TARGETS)], attack_size=0.01)
-    seconds[type(attack).__name__] = timed(lambda: dataset._poison(clean))
-    dataset.poison = None
-
-
-def bare_epoch(rows, model, optimizer) -> None:
-    """Shuffle, slice, two look-ups, loss, backward, step."""
-    users, items, targets = rows["user_id"], rows["item_id"], rows["rating"] / 5.0
-    order = torch.randperm(len(users))
-    users, items, targets = users[order], items[order], targets[order]
-    for start in range(0, len(users), BATCH):
-        batch = slice(start, start + BATCH)
-        scores = (model.user_embedding(users[batch]) * model.item_embedding(items[batch])).sum(1)
-        optimizer.zero_grad()
-        (scores - targets[batch]).pow(2).mean().backward()
-        optimizer.step()
-
-
-@torch.no_grad()
-def product_and_topk(model) -> None:
-    p, q = model.user_embedding.weight[1:], model.item_embedding.weight
-    for part in p.split(64):
-        (part @ q.T).topk(50, dim=1)
-
-
-seconds: dict[str, float] = {}
+    return timed(lambda: dataset._poison(clean))
 
 
 def measure(n_users: int, n_items: int, n_ratings: int, threads: int) -> dict:
     torch.set_num_threads(threads)
-    memory = {}
+    seconds, memory = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         write_ratings(folder, n_users, n_items, n_ratings)
         keys = {
@@ -107,17 +85,12 @@ def measure(n_users: int, n_items: int, n_ratings: int, threads: int) -> dict:
             "embedding_size": EMBEDDING_SIZE, "train_batch_size": BATCH, "rating_range": [1, 5],
         }  # fmt: skip
         config = Config("MF", "scale", config_dict=keys)
-        dataset = None
-
-        def read() -> None:
-            nonlocal dataset
-            dataset = create_dataset(config)
-
-        seconds["reading (RecBole)"] = timed(read)
+        seconds["reading (RecBole)"] = timed(lambda: create_dataset(config))
         memory["reading (RecBole)"] = peak()
         for attack in (Random(), Average(), Bandwagon()):
-            inject(create_dataset(config), attack)
-            memory[type(attack).__name__] = peak()
+            name = type(attack).__name__
+            seconds[name] = injection(create_dataset(config), attack)
+            memory[name] = peak()
         loaders = prepare(config)
         splits = [loader._dataset for loader in loaders]
         model = build_model(config, splits[0], splits[0])
@@ -125,7 +98,7 @@ def measure(n_users: int, n_items: int, n_ratings: int, threads: int) -> dict:
         trainer.know_items(splits[0])
         seconds["MF epoch"] = timed(lambda: trainer._train_epoch(loaders[0], 0))
         optimizer = torch.optim.Adagrad(model.parameters(), lr=1.0)
-        seconds["bare epoch"] = timed(lambda: bare_epoch(splits[0].inter_feat, model, optimizer))
+        seconds["bare epoch"] = timed(lambda: bare_epoch(config, loaders[0], model, optimizer))
         memory["MF epoch"] = peak()
         target_pass = TargetPass(splits, torch.arange(100, 100 + N_TARGETS), "test")
         seconds["target pass"] = timed(lambda: target_pass.run(trainer))

@@ -54,8 +54,9 @@ def bare_epoch(config, train_data, model, optimizer):
     order = torch.randperm(len(users))
     users, items, targets = users[order], items[order], targets[order]
     p_table, q_table = model.user_embedding, model.item_embedding
-    for start in range(0, len(users), 4096):
-        batch = slice(start, start + 4096)
+    step = config["train_batch_size"]
+    for start in range(0, len(users), step):
+        batch = slice(start, start + step)
         p, q = p_table(users[batch]), q_table(items[batch])
         if config["loss_type"] == "BPR":
             q_neg = q_table(torch.randint(1, model.n_items, (len(p),)))
