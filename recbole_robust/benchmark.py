@@ -36,9 +36,8 @@ RUN_FOLDERS = ("log", "cards", "clean", "saved")  # of an output_dir, made befor
 
 @dataclass(frozen=True)
 class GridRun:
-    """What :func:`run_grid` did: its folder, the report in it, and how many cells ran, were there, and failed.
-
-    As text it is the report's path.
+    """What :func:`run_grid` did: its folder, the report in it, and how many cells ran, were there, failed, or were
+    taken from another grid. As text it is the report's path.
     """
 
     folder: Path
@@ -46,6 +45,7 @@ class GridRun:
     n_run: int
     n_skipped: int
     n_failed: int
+    n_reused: int = 0
 
     def __str__(self) -> str:
         return str(self.report)
@@ -60,6 +60,7 @@ def run_grid(
     force: bool = False,
     only: str | Sequence[str] | None = None,
     retry_failed: bool = False,
+    reuse: str | Path | None = None,
     progress: bool = True,
 ) -> GridRun:
     """Run the cells of a grid that have no result yet and render the report, which tells what the audit says.
@@ -79,16 +80,20 @@ def run_grid(
         only: ``axis=pattern`` with shell wildcards on a label, e.g. ``method=MF*``; several, in a list or with commas
             (``method=MF,seed=0``): patterns of one axis are alternatives, different axes must all match.
         retry_failed: run the cells again that are recorded as failed.
+        reuse: a folder with results of other grids: cells that are equal to one of those are taken from there.
         progress: show a bar and one line a cell on stderr.
 
     Raises:
-        UserError: a bad grid, ``only`` that matches nothing, a bad number of workers, or no cluster at ``address``.
+        UserError: a bad grid, ``only`` that matches nothing, a bad number of workers, no cluster at ``address``, or no
+            folder ``reuse``.
         OSError: a result cannot be written.
     """
     check_workers(workers)
-    asked = Asked.of(grid, output_dir, force, only, retry_failed)
+    asked = Asked.of(grid, output_dir, force, only, retry_failed, reuse)
     folder, content = asked.folder, asked.content
     write_text(folder / GRID_FILE, _grid_file(content, asked.cells, asked.source))
+    for cell, found in asked.reused:
+        write_text(folder / f"{cell.id}.json", _to_text({**found, **_place(cell)}))
 
     n_failed = 0
     name = asked.cells[0].grid
@@ -107,7 +112,7 @@ def run_grid(
     from recbole_robust.audit import record_audit  # here, so that a grid can be read without torch
 
     record_audit(folder)
-    return GridRun(folder, write_report(folder), len(asked.pending), asked.n_skipped, n_failed)
+    return GridRun(folder, write_report(folder), len(asked.pending), asked.n_skipped, n_failed, len(asked.reused))
 
 
 def run_cell(cell: Cell, output_dir: str | Path, force: bool = False) -> str:

@@ -15,7 +15,7 @@ usage: recbole-robust [run] --model=<name> --dataset=<name> [--attack=<name>] [-
        recbole-robust attack --dataset=<name> --attack=<name> [--model=<name>] [--any_key=value ...]
        recbole-robust attack --dataset=<name> --from_json=<file>
        recbole-robust benchmark <grid.yaml> [--workers=0] [--address=<host:port>] [--only=<text>] [--retry-failed]
-                                [--dry-run] [--force] [--output_dir=...]
+                                [--reuse=<folder>] [--dry-run] [--force] [--output_dir=...]
        recbole-robust sweep <sweep.yaml> [--workers=1] [--gpu_per_trial=0] [--address=<host:port>] [--resume] [--force]
                             [--output_dir=...]
        recbole-robust report <folder> [--format=markdown|latex|html] [--pictures] [--out=<file>]
@@ -26,7 +26,8 @@ attack     make the fake profiles of an attack and train no victim; prints the p
            --poison=<card> replays on any model. The model decides on the protocol only, and so on the split that the
            attack sees: MF if you name none, or BPR where the data set has no ratings
 benchmark  run a grid of such runs, one JSON a cell; goes on where it was. --workers=2: two at once, on Ray;
-           --address: on a Ray cluster (auto: the one on this machine); --dry-run: what would run, about how long
+           --address: on a Ray cluster (auto: the one on this machine); --reuse: take equal cells from the results of
+           other grids in a folder; --dry-run: what would run, about how long
 sweep      search for the best configuration by Ray Tune, on validation data only; writes trials.json, a table and
            best.yaml, which --config_files=best.yaml takes; --resume goes on with a sweep that was stopped
 report     render the cells of a folder: Markdown (with --pictures: SVG beside it), LaTeX tables, or one HTML page
@@ -211,7 +212,7 @@ def _benchmark(words: list[str], keys: dict[str, str], arguments: list[str]) -> 
     if len(words) != 1:
         raise UserError(f"benchmark: expected one grid file, got {len(words)}")
     options: dict[str, Any] = {key: parse_value(value) for key, value in keys.items()}
-    known = {"output_dir", "workers", "address", "force", "only", "retry_failed", "dry_run"}
+    known = {"output_dir", "workers", "address", "force", "only", "retry_failed", "reuse", "dry_run"}
     for key in options:
         if key not in known:
             raise UserError(f"benchmark: unknown option --{key}; known: {', '.join(sorted(known))}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_robust.grid import AXES, Cell, expand, load_grid
+from recbole_robust.reuse import equal_results
 from recbole_robust.types import UserError
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ class Asked:
     folder: Path
     pending: list[Cell]
     n_skipped: int
+    reused: list[tuple[Cell, dict[str, Any]]]  # cells that are not there, with the result of another grid
 
     @classmethod
     def of(
@@ -37,6 +39,7 @@ class Asked:
         force: bool,
         only: str | Sequence[str] | None,
         retry_failed: bool,
+        reuse: str | Path | None = None,
     ) -> Asked:
         content = grid if isinstance(grid, Mapping) else load_grid(grid)
         cells = expand(content)
@@ -44,8 +47,12 @@ class Asked:
         folder = Path(output_dir) / cells[0].grid
         wanted = {"missing"} | ({"failed"} if retry_failed else set())
         pending = [cell for cell in chosen if force or _state(folder / f"{cell.id}.json") in wanted]
+        n_skipped = len(chosen) - len(pending)
+        reused = [] if reuse is None or force else list(equal_results(pending, reuse))
+        elsewhere = {cell.id for cell, _ in reused}
+        pending = [cell for cell in pending if cell.id not in elsewhere]
         source = None if isinstance(grid, Mapping) else str(grid)
-        return cls(content, source, cells, folder, pending, len(chosen) - len(pending))
+        return cls(content, source, cells, folder, pending, n_skipped, reused)
 
 
 def check_workers(workers: Any) -> None:
@@ -183,18 +190,21 @@ class GridPlan:
     Attributes:
         seconds: the sum over the cells whose like has run before, divided among the workers.
         n_unknown: cells without anything to compare with.
+        n_reused: cells that are not there, but in another grid's results.
     """
 
     cells: list[Cell]
     n_skipped: int
     seconds: float
     n_unknown: int
+    n_reused: int = 0
 
     def __str__(self) -> str:
         lines = [cell_text(cell) for cell in self.cells]
         known = len(self.cells) - self.n_unknown
         about = f"about {_duration(self.seconds)} for {known} of them" if known else "how long is not known"
-        return "\n".join([*lines, f"would run {len(self.cells)} cells ({self.n_skipped} are there): {about}"])
+        there = f"{self.n_skipped} are there" + (f", {self.n_reused} in other grids" if self.n_reused else "")
+        return "\n".join([*lines, f"would run {len(self.cells)} cells ({there}): {about}"])
 
 
 def plan_grid(
@@ -206,17 +216,19 @@ def plan_grid(
     force: bool = False,
     only: str | Sequence[str] | None = None,
     retry_failed: bool = False,
+    reuse: str | Path | None = None,
 ) -> GridPlan:
     """What ``benchmark.run_grid`` would run with these arguments; nothing is written.
 
     The time of a cell is the median of the results below ``output_dir`` that are most like it, on the same data set.
     """
     check_workers(workers)
-    asked = Asked.of(grid, output_dir, force, only, retry_failed)
+    asked = Asked.of(grid, output_dir, force, only, retry_failed, reuse)
     past = past_seconds(Path(output_dir))
     seconds = [expected_seconds(cell, past) for cell in asked.pending]
     known = [value for value in seconds if value is not None]
-    return GridPlan(asked.pending, asked.n_skipped, sum(known) / max(1, workers), len(seconds) - len(known))
+    about = sum(known) / max(1, workers)
+    return GridPlan(asked.pending, asked.n_skipped, about, len(seconds) - len(known), len(asked.reused))
 
 
 def _duration(seconds: float) -> str:

@@ -19,7 +19,7 @@ LAYERS = (
     ("data", "evaluation", "defenses", "model", "initialisation"),
     ("config", "config_checks", "config_relations", "registry"),
     ("quick_start", "defending", "poisoning", "results", "tracking", "sequence_report", "baselines"),
-    ("statistics", "grid", "schedule", "cluster", "benchmark", "sweep", "report", "audit"),
+    ("statistics", "grid", "reuse", "schedule", "cluster", "benchmark", "sweep", "report", "audit"),
     ("cli",),
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}

@@ -1,0 +1,70 @@
+"""Cells that other grids have run: their results, taken for those of this grid that are equal.
+
+Equal are cells of one command line (the keys that the grids set, less where they run) and one resolved configuration. A
+key that the older result does not know is new since: what changes old numbers is in the changelog. That the data are
+those of today is what an audit checks, by the hash of the split.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import recbole_robust
+from recbole_robust.grid import RUN_DEFAULTS, Cell
+from recbole_robust.types import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def equal_results(cells: Collection[Cell], folder: str | Path) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """The cells whose like has a result below ``folder``, each with that result.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    by_command = _by_command(Path(folder), {cell.command() for cell in cells})
+    for cell in cells:
+        for result in by_command.get(cell.command(), ()):
+            if _is_of(result, cell):
+                yield cell, result
+                break
+
+
+def _by_command(folder: Path, wanted: set[str]) -> dict[str, list[dict[str, Any]]]:
+    if not folder.is_dir():
+        raise UserError(f"reuse: expected a folder with results, got {str(folder)!r}")
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(folder.rglob("*.json")):
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            logger.warning("reuse: %s cannot be read", path)
+            continue
+        if _is_whole(result) and result["command"] in wanted:
+            found.setdefault(result["command"], []).append(result)
+    return found
+
+
+def _is_whole(result: Any) -> bool:
+    """Whether it is the result of a cell that has not failed, made by this version."""
+    return (
+        isinstance(result, Mapping)
+        and "error" not in result
+        and isinstance(result.get("cell"), Mapping)
+        and isinstance(result.get("command"), str)
+        and isinstance(result.get("config"), Mapping)
+        and isinstance(result.get("versions"), Mapping)
+        and result["versions"].get("recbole_robust") == recbole_robust.__version__
+    )
+
+
+def _is_of(result: Mapping[str, Any], cell: Cell) -> bool:
+    from recbole_robust.config import Config  # here, so that a grid can be read without torch
+
+    keys = {**RUN_DEFAULTS, **cell.keys}
+    now = Config(keys.pop("model"), keys.pop("dataset"), config_dict=keys).resolved()
+    return all(key in now and now[key] == value for key, value in result["config"].items())
