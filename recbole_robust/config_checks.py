@@ -135,6 +135,7 @@ CHECKS: dict[str, Check] = {
     "group_low": number(0, open_low=True),
     "group_high": number(0, open_low=True),
     "group_own_share": number(0, 1),
+    "group_length": one_of("count", "chance"),
     "kl_ratio": number(0, 1, open_low=True),
     "adv_eps": number(0),
     "purify_steps": whole(0),

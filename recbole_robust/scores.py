@@ -7,6 +7,7 @@ done on the stored ratings: no array is ever ``n_users x n_items`` or ``n_users 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from recbole_robust.types import AttackerView, FakeProfiles, FloatArray, IntArra
 BLOCK_PAIRS = 2**22  # pairs of users looked at together: at most about 200 MiB
 CHUNK_RATINGS = 2**21  # ratings of pairs of users whose shared items are looked at together: about 100 MiB
 N_SAMPLED_USERS = 2000  # evenly spaced users are enough for a median
+Length = Literal["count", "chance"]
 N_INTERVALS = 10  # continuous ratings are compared in this many equal intervals
 
 
@@ -95,19 +97,22 @@ def co_rating(
     top_rating: float | None = None,
     *,
     idf_power: float = 3.0,
+    length: Length = "count",
     length_power: float = 0.5,
 ) -> FloatArray:
     """How much of its top ratings on rarely rated items a profile shares with its closest users (group evidence).
 
-    ``score_u = mean of the 20 largest G_uv, v != u, over sqrt(n_u)`` with ``G_uv`` the sum of ``idf_i^3`` over the
+    ``score_u = mean of the 20 largest G_uv, v != u, over sqrt(l_u)`` with ``G_uv`` the sum of ``idf_i^3`` over the
     items that u and v both gave the top rating, ``idf_i = log(n_users / n_i)``, ``n_i`` the number of an item's
-    ratings and ``n_u`` that of a user's top ratings. Fakes that push the same targets share them. Higher is more
-    suspicious.
+    ratings and ``l_u`` a user's length. Fakes that push the same targets share them. Higher is more suspicious.
 
     Args:
         top_rating: what counts as one; None: the highest rating there is.
         idf_power: the 3 above.
-        length_power: that of ``n_u``, the root above.
+        length: ``l_u`` is the number of u's top ratings (``count``), or what u shares with anybody by chance
+            (``chance``): the sum over u's top ratings of ``idf_i^3 n_i / n_users``. Popular items, which fakes can
+            rate highest to look like everybody, add to the first and hardly to the second.
+        length_power: that of ``l_u``, the root above.
 
     Reference: none known; the idf weighting is this project's own.
 
@@ -117,11 +122,11 @@ def co_rating(
     scores = np.zeros(n_users)
     if ratings.nnz == 0 or n_users < 2:
         return scores
-    top = _top_ratings(ratings, top_rating)
+    top, rarity = _top_ratings(ratings, top_rating), _rarity(ratings, idf_power)
     n_neighbours = min(n_neighbours, n_users - 1)
-    for user, shared in _shared_by_user(top, _rarity(ratings, idf_power), np.arange(n_users)):
+    for user, shared in _shared_by_user(top, rarity, np.arange(n_users)):
         scores[user] = _mean_of_largest(shared, n_neighbours)
-    return scores / _lengths(top) ** length_power
+    return scores / _lengths(ratings, top, rarity, length) ** length_power
 
 
 # --- one value a rating -----------------------------------------------------------------------------------------------
@@ -133,6 +138,7 @@ def coordinated_raters(
     top_rating: float | None = None,
     *,
     idf_power: float = 3.0,
+    length: Length = "count",
     length_power: float = 0.75,
     low: float = 0.75,
     high: float = 1.5,
@@ -143,7 +149,7 @@ def coordinated_raters(
     A group that pushes its targets together is one voice; fans who have nothing else in common are none. With u's top
     rating of i, ``c_ui = sum of a_uvi`` over the others, v, who gave i the top rating too; 0 where u has rated i lower.
     How far u and v act like one, ``a_uvi`` in [0, 1], rises from 0 to 1 as the evidence goes from ``low * theta`` to
-    ``high * theta``. The evidence is ``s_uv = sum_j idf_j^3 / (n_u n_v)^(3/8)`` over the items j that both gave the top
+    ``high * theta``. The evidence is ``s_uv = sum_j idf_j^3 / (l_u l_v)^(3/8)`` over the items j that both gave the top
     rating, with the terms of :func:`co_rating`; i itself counts by ``own_share``. theta is what hardly any user's mean
     of the 20 largest ``s_uv`` exceeds: the square of median + 3 robust standard deviations of its root, over the users
     who have any. A few fakes do not move it. Chance is taken for evidence too, in sparse data most: of the genuine top
@@ -152,6 +158,7 @@ def coordinated_raters(
     Reference: none known; the project's own.
 
     Args:
+        length: as in :func:`co_rating`.
         low, high: where ``a_uvi`` begins to rise and where it is 1, in units of theta.
         own_share: 0 to 1. At 0 two users with nothing in common but i are strangers, whatever i is, and fakes with one
             target each go unseen; at 1 the few fans of a rare item may be taken for a group.
@@ -162,7 +169,8 @@ def coordinated_raters(
     if ratings.nnz == 0 or n_users < 2:
         return np.zeros(ratings.nnz)
     top = _top_ratings(ratings, top_rating)
-    norm, rarity = _lengths(top) ** (-length_power / 2), _rarity(ratings, idf_power)
+    rarity = _rarity(ratings, idf_power)
+    norm = _lengths(ratings, top, rarity, length) ** (-length_power / 2)
     normed = csr_matrix(diags(norm) @ top)
     sample = np.arange(0, n_users, max(1, n_users // N_SAMPLED_USERS))
     n_neighbours = min(n_neighbours, n_users - 1)
@@ -276,9 +284,12 @@ def _top_ratings(ratings: csr_matrix, top_rating: float | None) -> csr_matrix:
     return top
 
 
-def _lengths(ratings: csr_matrix) -> FloatArray:
-    """Stored entries of each row, at least 1. Shape: ``(n_users,)``."""
-    return np.maximum(np.diff(ratings.indptr), 1).astype(np.float64)
+def _lengths(ratings: csr_matrix, top: csr_matrix, rarity: FloatArray, length: Length) -> FloatArray:
+    """How much a user can be expected to share. Shape: ``(n_users,)``, at least 1 (``count``) or positive."""
+    if length == "count":
+        return np.maximum(np.diff(top.indptr), 1).astype(np.float64)
+    by_chance = top @ (rarity * _item_counts(ratings) / ratings.shape[0])
+    return np.where(by_chance > 0, by_chance, 1.0)
 
 
 def _rarity(ratings: csr_matrix, power: float) -> FloatArray:

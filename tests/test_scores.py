@@ -11,6 +11,7 @@ from scipy.sparse import csr_matrix, vstack
 
 from recbole_robust.attacks import Average, Random
 from recbole_robust.scores import (
+    Length,
     auc,
     co_rating,
     coordinated_raters,
@@ -109,26 +110,39 @@ def test_pca_loading_without_variance_is_zero(ratings):
     assert (pca_loading(csr_matrix(ratings)) == 0).all()
 
 
+def lengths_by_loops(ratings: np.ndarray, top: np.ndarray, length: str) -> np.ndarray:
+    if length == "count":
+        return np.maximum(top.sum(axis=1), 1)
+    shares = (ratings > 0).mean(axis=0)
+    found = [sum(-(math.log(shares[i]) ** 3) * shares[i] for i in np.flatnonzero(row)) for row in top]
+    return np.array([one or 1.0 for one in found])
+
+
+@pytest.mark.parametrize("length", ["count", "chance"])
 @pytest.mark.parametrize(("n_neighbours", "top_rating"), [(3, None), (20, 4.0), (100, None)])
-def test_co_rating_is_its_definition(n_neighbours, top_rating, monkeypatch):
+def test_co_rating_is_its_definition(n_neighbours, top_rating, length, monkeypatch):
     monkeypatch.setattr("recbole_robust.scores.BLOCK_PAIRS", 280)  # blocks of seven users
     ratings = random_ratings()
     n_users = len(ratings)
     top = ratings >= (top_rating or 5.0)
     idf = np.log(n_users / np.maximum((ratings > 0).sum(axis=0), 1))
+    lengths = lengths_by_loops(ratings, top, length)
     expected = []
     for u in range(n_users):
         shared = sorted((sum(idf[top[u] & top[v]] ** 3) for v in range(n_users) if v != u), reverse=True)
         k = min(n_neighbours, n_users - 1)
-        expected.append(sum(shared[:k]) / k / math.sqrt(max(top[u].sum(), 1)))
-    np.testing.assert_allclose(co_rating(csr_matrix(ratings), n_neighbours, top_rating), expected, atol=1e-12)
+        expected.append(sum(shared[:k]) / k / math.sqrt(lengths[u]))
+    found = co_rating(csr_matrix(ratings), n_neighbours, top_rating, length=length)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
-def coordinated_by_loops(ratings: np.ndarray, k: int, top_rating: float, low: float, own_share: float) -> np.ndarray:
+def coordinated_by_loops(
+    ratings: np.ndarray, k: int, top_rating: float, low: float, own_share: float, length: str
+) -> np.ndarray:
     n_users, high = len(ratings), 1.5
     top = ratings >= top_rating
     idf = np.log(n_users / np.maximum((ratings > 0).sum(axis=0), 1))
-    lengths = np.maximum(top.sum(axis=1), 1)
+    lengths = lengths_by_loops(ratings, top, length)
     alike = np.array([
         [(u != v) * (idf[top[u] & top[v]] ** 3).sum() / (lengths[u] * lengths[v]) ** 0.375 for v in range(n_users)]
         for u in range(n_users)
@@ -144,15 +158,17 @@ def coordinated_by_loops(ratings: np.ndarray, k: int, top_rating: float, low: fl
     return found
 
 
+@pytest.mark.parametrize("length", ["count", "chance"])
 @pytest.mark.parametrize(
     ("n_neighbours", "top_rating", "low", "own_share"), [(20, None, 0.3, 0.5), (20, 4.0, 0.1, 1.0), (5, 3.0, 0.2, 0.0)]
 )
-def test_coordinated_raters_are_their_definition(n_neighbours, top_rating, low, own_share, monkeypatch):
+def test_coordinated_raters_are_their_definition(n_neighbours, top_rating, low, own_share, length, monkeypatch):
     monkeypatch.setattr("recbole_robust.scores.BLOCK_PAIRS", 280)  # blocks of seven users
     ratings = random_ratings()
     monkeypatch.setattr("recbole_robust.scores.CHUNK_RATINGS", 50)
-    found = coordinated_raters(csr_matrix(ratings), n_neighbours, top_rating, low=low, own_share=own_share)
-    expected = coordinated_by_loops(ratings, n_neighbours, top_rating or 5.0, low, own_share)
+    keys = {"low": low, "own_share": own_share, "length": length}
+    found = coordinated_raters(csr_matrix(ratings), n_neighbours, top_rating, **keys)
+    expected = coordinated_by_loops(ratings, n_neighbours, top_rating or 5.0, **keys)
     assert (found > 0).any()
     np.testing.assert_allclose(found, expected[ratings > 0], atol=1e-12)
 
@@ -176,6 +192,22 @@ def test_a_group_is_one_rater_of_its_targets_and_who_found_an_item_alone_is_none
     assert (count[400:, :-5] == 0).all()
     assert count[:12, -5].max() < 1.0 < with_own[:12, -5].min()
     assert (1 / (1 + count[:400][genuine == 5])).mean() > 0.95
+
+
+def test_what_everybody_rates_highest_hides_fakes_by_count_and_hardly_by_chance():
+    """Fakes with two rare targets in common; then the eight most rated items beside them, at the top, too."""
+    genuine = popular_world(400, 120)
+    fakes = np.zeros((15, 120))
+    fakes[:, -2:] = 5.0
+    diluted = fakes.copy()
+    diluted[:, np.argsort(-(genuine > 0).sum(axis=0), kind="stable")[:8]] = 5.0
+
+    def kept(length: Length) -> float:
+        scores = [co_rating(csr_matrix(np.vstack([genuine, f])), length=length)[400:].mean() for f in (fakes, diluted)]
+        return scores[1] / scores[0]
+
+    assert kept("count") < 0.6  # 2 top ratings become 10
+    assert kept("chance") > 0.8
 
 
 def test_without_a_measure_of_chance_nobody_is_coordinated(monkeypatch):

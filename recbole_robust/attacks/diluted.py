@@ -37,16 +37,19 @@ class Diluted:
         intent: ``push`` rates the targets highest, ``nuke`` lowest. (Default: ``push``)
         popular_share: share of a fake's fillers that is popular, 0 to 1; halves are rounded up. The same items for all
             fakes, the most rated ones. (Default: 0.7)
+        top_share: share of the copied fillers that is rated highest, too, 0 to 1; each by chance. (Default: 0)
     """
 
     intent: Intent = "push"
     popular_share: float = 0.7
+    top_share: float = 0.0
 
     knowledge: ClassVar[Knowledge] = "gray-box"
 
     def __post_init__(self) -> None:
         require_choice("intent", self.intent, Intent)
         require_number("popular_share", self.popular_share, 0, 1)
+        require_number("top_share", self.top_share, 0, 1)
 
     def __call__(
         self, view: AttackerView, target_items: ArrayLike, budget: Budget, *, rng: np.random.Generator
@@ -57,6 +60,7 @@ class Diluted:
         positions = copy_templates(view, excluded, budget, rng, n_beside=len(popular))
         items = view.ratings.indices[positions].astype(np.int64)
         ratings = draw_ratings(rng, view.item_means[items], view.item_stds[items], view, items.shape)
+        ratings[rng.random(items.shape) < self.top_share] = view.rating_max
         beside = np.tile(popular, (budget.n_fake_users, 1))
         items = np.hstack([beside, items])
         ratings = np.hstack([np.full(beside.shape, view.rating_max), ratings])

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recbole_robust.defenses.checks import is_number, require, require_number
+from recbole_robust.defenses.checks import is_number, require, require_choice, require_number
 from recbole_robust.defenses.thresholds import Threshold
-from recbole_robust.scores import co_rating
+from recbole_robust.scores import Length, co_rating
 from recbole_robust.types import DefenderView, Detection
 
 
@@ -20,12 +20,12 @@ class CoRating(Threshold):
 
     The score is :func:`recbole_robust.scores.co_rating`,
 
-        score_u = mean_(v of the n_neighbours largest) G_uv / n_u^length_power,   G_uv = sum_i idf_i^idf_power,
+        score_u = mean_(v of the n_neighbours largest) G_uv / l_u^length_power,   G_uv = sum_i idf_i^idf_power,
 
-    over the items that u and v both gave the top rating. The threshold looks at its square root, which is nearly
-    symmetrical over genuine users (the logarithm is skewed to the left). ``length_power`` 1/2 asks too little of long
-    profiles: over MovieLens users the mean grows like n_u^0.9. On MovieLens-1M with 181 fakes, 3/4 lets the threshold
-    find 98 to 100 % of them at .8 % of the genuine users; 1/2 finds 17 to 50 % at .6 %.
+    over the items that u and v both gave the top rating, l_u the length of u. The threshold looks at its square root,
+    which is nearly symmetrical over genuine users (the logarithm is skewed to the left). ``length_power`` 1/2 asks too
+    little of long profiles: over MovieLens users the mean grows like n_u^0.9, n_u top ratings. On MovieLens-1M with 181
+    fakes, 3/4 lets the threshold find 98 to 100 % of them at .8 % of the genuine users; 1/2 finds 17 to 50 % at .6 %.
 
     It is weak where each fake rates a target of its own (``target_mode: split``), where the fakes are so many that
     their targets are no longer rare, and on data without ratings; it is blind where targets are rated lowest
@@ -34,7 +34,9 @@ class CoRating(Threshold):
     Args:
         n_neighbours: closest users that count. (Default: 20)
         idf_power: how much more a rare item counts, >= 0. (Default: 3)
-        length_power: of the number of a user's top ratings, >= 0. (Default: 0.75)
+        length: of a user: ``count``, top ratings, or ``chance``, what he shares with anybody by chance, which an
+            attacker cannot raise by popular items. (Default: ``count``)
+        length_power: of a user's length, >= 0. (Default: 0.75)
         top_rating: ratings from here on are top ratings; None: the highest of the scale. (Default: None)
         mad_threshold: see :class:`Threshold`. (Default: 3)
     """
@@ -42,6 +44,7 @@ class CoRating(Threshold):
     mad_threshold: float = 3.0
     n_neighbours: int = 20
     idf_power: float = 3.0
+    length: Length = "count"
     length_power: float = 0.75
     top_rating: float | None = None
 
@@ -49,6 +52,7 @@ class CoRating(Threshold):
         super().__post_init__()
         require_number("n_neighbours", self.n_neighbours, 1, integer=True)
         require_number("idf_power", self.idf_power, 0)
+        require_choice("length", self.length, Length)
         require_number("length_power", self.length_power, 0)
         require(self.top_rating is None or is_number(self.top_rating), "top_rating", "a number", self.top_rating)
 
@@ -57,6 +61,11 @@ class CoRating(Threshold):
         top_rating = view.rating_max if self.top_rating is None else self.top_rating
         require(top_rating <= view.rating_max, "top_rating", f"at most {view.rating_max:g}", top_rating)
         scores = co_rating(
-            view.ratings, self.n_neighbours, top_rating, idf_power=self.idf_power, length_power=self.length_power
+            view.ratings,
+            self.n_neighbours,
+            top_rating,
+            idf_power=self.idf_power,
+            length=self.length,
+            length_power=self.length_power,
         )
         return Detection(scores, self.flag(np.sqrt(scores), np.diff(view.ratings.indptr) > 0, rng))

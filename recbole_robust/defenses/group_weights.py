@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from recbole_robust.defenses.checks import require, require_number
-from recbole_robust.scores import coordinated_raters
+from recbole_robust.defenses.checks import require, require_choice, require_number
+from recbole_robust.scores import Length, coordinated_raters
 from recbole_robust.types import DefenderView, FloatArray
 
 
@@ -26,11 +26,15 @@ class GroupWeights:
             (Default: 0.75)
         high: ... and are one from here on. (Default: 1.5)
         own_share: how far the rated item is evidence itself, 0 to 1. (Default: 0.5)
+        length: by what a user's evidence is divided: ``chance``, what he shares with anybody by chance, or ``count``,
+            his top ratings, which an attacker can add to at no cost (:class:`recbole_robust.attacks.Diluted`).
+            (Default: ``chance``)
     """
 
     low: float = 0.75
     high: float = 1.5
     own_share: float = 0.5
+    length: Length = "chance"
 
     kind: ClassVar[str] = "weights"
 
@@ -39,10 +43,16 @@ class GroupWeights:
         require_number("high", self.high, 0)
         require(self.low < self.high, "low", f"a number below high, {self.high:g}", self.low)
         require_number("own_share", self.own_share, 0, 1)
+        require_choice("length", self.length, Length)
 
     def __call__(self, view: DefenderView, *, rng: np.random.Generator) -> FloatArray:
         """The weight of each rating, in the order of ``view.ratings.data``. Shape: ``(n_ratings,)``, in (0, 1]."""
         count = coordinated_raters(
-            view.ratings, top_rating=view.rating_max, low=self.low, high=self.high, own_share=self.own_share
+            view.ratings,
+            top_rating=view.rating_max,
+            length=self.length,
+            low=self.low,
+            high=self.high,
+            own_share=self.own_share,
         )
         return 1.0 / (1.0 + count)

@@ -58,6 +58,7 @@ def z_score(values: np.ndarray, mean: float, std: float) -> float:
         (Segment, {"segment_items": ()}, "segment_items: expected a list of items, or nothing, got"),
         (Segment, {"segment_items": 7}, "segment_items: expected a list of items, or nothing, got 7"),
         (Diluted, {"popular_share": 1.5}, "popular_share: expected a number from 0 to 1, got 1.5"),
+        (Diluted, {"top_share": -0.1}, "top_share: expected a number from 0 to 1, got -0.1"),
         (CopyProfile, {"ratings": "mine"}, "ratings: expected one of item_normal, copy, got 'mine'"),
     ],
 )
@@ -312,9 +313,15 @@ def test_diluted_share_of_the_most_popular_items(view, share, n_popular):
         assert any(rated[u, row[~own]].all() for u in range(view.n_users))
 
 
+@pytest.mark.parametrize(("share", "low", "high"), [(0.0, 0.0, 0.35), (0.5, 0.5, 0.7), (1.0, 1.0, 1.0)])
+def test_diluted_share_of_the_copied_fillers_at_the_top(view, share, low, high):
+    _, ratings = fillers(run(Diluted(popular_share=0.0, top_share=share), view, Budget(200, 15)), 15)
+    assert low <= (ratings == view.rating_max).mean() <= high
+
+
 @pytest.mark.parametrize("mode", ["all", "split"])
 def test_diluted_fakes_are_less_of_a_group(make_view, mode):
-    """By the evidence of GroupWeights, against CopyProfile with as many fillers."""
+    """By co-rating evidence for a user's number of top ratings, against CopyProfile with as many fillers."""
     rng = np.random.default_rng(0)
     popularity = 0.9 * np.arange(1, 121) ** -0.5
     stars = rng.integers(1, 6, size=(300, 120)) * (rng.random((300, 120)) < popularity)
@@ -324,6 +331,6 @@ def test_diluted_fakes_are_less_of_a_group(make_view, mode):
     for attack in (CopyProfile(), Diluted()):
         fakes = run(attack, data, budget, targets).to_csr(120)
         everyone = sparse.csr_matrix(sparse.vstack([data.ratings, fakes]))
-        count = coordinated_raters(everyone, top_rating=5.0)
+        count = coordinated_raters(everyone, top_rating=5.0, length="count")
         evidence.append(count[data.ratings.nnz :][np.isin(fakes.indices, targets)].mean())
     assert evidence[1] < 0.7 * evidence[0]

@@ -49,8 +49,9 @@ def test_a_group_counts_as_one_and_its_fillers_count_in_full():
 
 def test_it_is_the_formula_of_the_score():
     view = community()
-    expected = 1 / (1 + coordinated_raters(view.ratings, top_rating=5.0, low=0.2, high=0.4, own_share=1.0))
-    np.testing.assert_array_equal(GroupWeights(0.2, 0.4, 1.0)(view, rng=RNG), expected)
+    keys = {"low": 0.2, "high": 0.4, "own_share": 1.0, "length": "count"}
+    expected = 1 / (1 + coordinated_raters(view.ratings, top_rating=5.0, **keys))
+    np.testing.assert_array_equal(GroupWeights(**keys)(view, rng=RNG), expected)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,7 @@ def test_it_is_the_formula_of_the_score():
     [
         ({"low": 2.0}, "defense_args.low: expected a number below high, 1.5, got 2.0"),
         ({"low": -1}, "defense_args.low: expected a number of at least 0, got -1"),
+        ({"length": "rows"}, "defense_args.length: expected one of count, chance, got 'rows'"),
         ({"own_share": 2}, "defense_args.own_share: expected a number from 0 to 1, got 2"),
     ],
 )
@@ -136,9 +138,10 @@ def test_it_runs_on_models_of_all_kinds(family_config, toy_config, model):
 
 def test_the_model_s_own_weights_are_those_of_the_defense(toy_config):
     """group_weights of PurifyAugMF and --defense=GroupWeights are one thing."""
-    keys = {"epochs": 2, "topk": [5], "target_items": ["i3"], "group_low": 0.1, "group_high": 0.2}
+    keys = {"epochs": 2, "topk": [5], "target_items": ["i3"]}
+    keys.update(group_low=0.1, group_high=0.2, group_length="count")
     own = train_and_evaluate(toy_config("PurifyAugMF", **keys)).metrics
-    args = {"low": 0.1, "high": 0.2}
+    args = {"low": 0.1, "high": 0.2, "length": "count"}
     keys = {**keys, "group_weights": False}
     defense = train_and_evaluate(toy_config("PurifyAugMF", defense="GroupWeights", defense_args=args, **keys)).metrics
     assert own == defense != train_and_evaluate(toy_config("PurifyAugMF", **keys)).metrics
