@@ -135,7 +135,7 @@ CHECKS: dict[str, Check] = {
     "group_low": number(0, open_low=True),
     "group_high": number(0, open_low=True),
     "group_own_share": number(0, 1),
-    "group_length": one_of("count", "chance"),
+    "group_usual": number(0, 1),
     "kl_ratio": number(0, 1, open_low=True),
     "adv_eps": number(0),
     "purify_steps": whole(0),

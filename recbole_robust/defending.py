@@ -62,7 +62,7 @@ def group_weights_of(config: Config) -> Weigher | None:
     """The purification of PurifyAugMF's training rows."""
     if not config["group_weights"]:
         return None
-    return GroupWeights(*(config[f"group_{name}"] for name in ("low", "high", "own_share", "length")))
+    return GroupWeights(*(config[f"group_{name}"] for name in ("low", "high", "own_share", "usual")))
 
 
 def _detect(config: Config, detectors, train) -> tuple[NDArray[np.bool_], dict[str, Any]]:

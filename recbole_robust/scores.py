@@ -138,39 +138,43 @@ def coordinated_raters(
     top_rating: float | None = None,
     *,
     idf_power: float = 3.0,
-    length: Length = "count",
-    length_power: float = 0.75,
-    low: float = 0.75,
-    high: float = 1.5,
+    low: float = 0.3,
+    high: float = 1.0,
     own_share: float = 0.5,
+    usual: float = 0.95,
 ) -> FloatArray:
     """How many others stand behind a rating as one voice with its user (group evidence).
 
     A group that pushes its targets together is one voice; fans who have nothing else in common are none. With u's top
-    rating of i, ``c_ui = sum of a_uvi`` over the others, v, who gave i the top rating too; 0 where u has rated i lower.
-    How far u and v act like one, ``a_uvi`` in [0, 1], rises from 0 to 1 as the evidence goes from ``low * theta`` to
-    ``high * theta``. The evidence is ``s_uv = sum_j idf_j^3 / (l_u l_v)^(3/8)`` over the items j that both gave the top
-    rating, with the terms of :func:`co_rating`; i itself counts by ``own_share``. theta is what hardly any user's mean
-    of the 20 largest ``s_uv`` exceeds: the square of median + 3 robust standard deviations of its root, over the users
-    who have any. A few fakes do not move it. Chance is taken for evidence too, in sparse data most: of the genuine top
-    ratings 6 % weigh 1 / (1 + c) < .6 in MovieLens-100K, 10 % in MovieLens-1M, 30 % in FilmTrust.
+    rating of i,
+
+        c_ui = max(0, sum_v a_uvi - q (m_i - 1))
+
+    over the others, v, of the m_i users who gave i the top rating; 0 where u has rated i lower. How far u and v act
+    like one, ``a_uvi`` in [0, 1], rises from 0 to 1 as their evidence goes from ``low * theta`` to ``high * theta``.
+    Fans of an item share others, too: q, the mean of a_uvi over v that few top ratings exceed, is usual.
+
+    The evidence is ``s_uv = sum_j idf_j^3 / sqrt(l_u l_v)`` over the items j that both gave the top rating, with the
+    terms of :func:`co_rating` and the length ``chance``; i itself counts by ``own_share``. theta is what hardly any
+    user's mean of the 20 largest ``s_uv`` exceeds: the square of median + 3 robust standard deviations of its root,
+    over the users who have any. A few fakes move neither theta nor q.
 
     Reference: none known; the project's own.
 
     Args:
-        length: as in :func:`co_rating`.
         low, high: where ``a_uvi`` begins to rise and where it is 1, in units of theta.
         own_share: 0 to 1. At 0 two users with nothing in common but i are strangers, whatever i is, and fakes with one
             target each go unseen; at 1 the few fans of a rare item may be taken for a group.
+        usual: share of the top ratings with no more than the usual behind them, 0 to 1; at 0 nothing is usual, q = 0.
+            Fakes that push more than the rest of all top ratings make themselves usual.
 
     Shape: ``(n_users, n_items)`` to ``(n_ratings,)``, in the order of ``ratings.data``.
     """
     n_users, n_items = ratings.shape
     if ratings.nnz == 0 or n_users < 2:
         return np.zeros(ratings.nnz)
-    top = _top_ratings(ratings, top_rating)
-    rarity = _rarity(ratings, idf_power)
-    norm = _lengths(ratings, top, rarity, length) ** (-length_power / 2)
+    top, rarity = _top_ratings(ratings, top_rating), _rarity(ratings, idf_power)
+    norm = 1.0 / np.sqrt(_lengths(ratings, top, rarity, "chance"))
     normed = csr_matrix(diags(norm) @ top)
     sample = np.arange(0, n_users, max(1, n_users // N_SAMPLED_USERS))
     n_neighbours = min(n_neighbours, n_users - 1)
@@ -188,7 +192,10 @@ def coordinated_raters(
         own = rarity[on.col] * norm[user] * norm[other]
         alike = np.clip(((evidence[on.row] - (1 - own_share) * own) / theta - low) / (high - low), 0.0, 1.0)
         np.add.at(count, order[np.searchsorted(places, user * n_items + on.col)], alike)
-    return count
+    others = np.maximum(_item_counts(top) - 1, 0)[ratings.indices]
+    of_top = (others > 0) & (ratings.data >= _top_of(ratings, top_rating))
+    q = np.quantile(count[of_top] / others[of_top], usual) if usual > 0 and of_top.any() else 0.0
+    return np.maximum(count - q * others, 0.0)
 
 
 # --- what a score is worth --------------------------------------------------------------------------------------------
@@ -278,10 +285,14 @@ def rating_levels(view: AttackerView) -> FloatArray:
 
 def _top_ratings(ratings: csr_matrix, top_rating: float | None) -> csr_matrix:
     """1 where a rating is at least ``top_rating`` (None: the highest there is). Shape: as ``ratings``."""
-    is_top = ratings.data >= (ratings.data.max() if top_rating is None else top_rating)
+    is_top = ratings.data >= _top_of(ratings, top_rating)
     top = csr_matrix((is_top.astype(np.float64), ratings.indices, ratings.indptr), shape=ratings.shape, copy=True)
     top.eliminate_zeros()
     return top
+
+
+def _top_of(ratings: csr_matrix, top_rating: float | None) -> float:
+    return float(ratings.data.max()) if top_rating is None else top_rating
 
 
 def _lengths(ratings: csr_matrix, top: csr_matrix, rarity: FloatArray, length: Length) -> FloatArray:

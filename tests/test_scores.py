@@ -137,40 +137,42 @@ def test_co_rating_is_its_definition(n_neighbours, top_rating, length, monkeypat
 
 
 def coordinated_by_loops(
-    ratings: np.ndarray, k: int, top_rating: float, low: float, own_share: float, length: str
+    ratings: np.ndarray, k: int, top_rating: float, low: float, own_share: float, usual: float
 ) -> np.ndarray:
-    n_users, high = len(ratings), 1.5
+    n_users, high = len(ratings), 1.0
     top = ratings >= top_rating
     idf = np.log(n_users / np.maximum((ratings > 0).sum(axis=0), 1))
-    lengths = lengths_by_loops(ratings, top, length)
+    lengths = lengths_by_loops(ratings, top, "chance")
     alike = np.array([
-        [(u != v) * (idf[top[u] & top[v]] ** 3).sum() / (lengths[u] * lengths[v]) ** 0.375 for v in range(n_users)]
+        [(u != v) * (idf[top[u] & top[v]] ** 3).sum() / math.sqrt(lengths[u] * lengths[v]) for v in range(n_users)]
         for u in range(n_users)
     ])  # fmt: skip
     roots = np.sqrt(np.sort(alike, axis=1)[:, -k:].sum(axis=1) / k)
     median = np.median(roots[roots > 0])
     theta = (median + 3 * 1.4826 * np.median(np.abs(roots[roots > 0] - median))) ** 2
-    found = np.zeros_like(ratings)
+    mean = np.full_like(ratings, np.nan)
     for u, i in np.argwhere(top):
-        for v in np.flatnonzero(top[:, i]):
-            own = (1 - own_share) * idf[i] ** 3 / (lengths[u] * lengths[v]) ** 0.375
-            found[u, i] += (u != v) * np.clip(((alike[u, v] - own) / theta - low) / (high - low), 0, 1)
-    return found
+        others = [v for v in np.flatnonzero(top[:, i]) if v != u]
+        own = (1 - own_share) * idf[i] ** 3 / np.sqrt(lengths[u] * lengths[others])
+        if others:
+            mean[u, i] = np.clip(((alike[u, others] - own) / theta - low) / (high - low), 0, 1).mean()
+    q = np.quantile(mean[~np.isnan(mean)], usual)
+    return np.nan_to_num(np.maximum(mean - q, 0) * (top.sum(axis=0) - 1))
 
 
-@pytest.mark.parametrize("length", ["count", "chance"])
 @pytest.mark.parametrize(
-    ("n_neighbours", "top_rating", "low", "own_share"), [(20, None, 0.3, 0.5), (20, 4.0, 0.1, 1.0), (5, 3.0, 0.2, 0.0)]
+    ("n_neighbours", "top_rating", "low", "own_share", "usual"),
+    [(20, None, 0.3, 0.5, 0.9), (20, 4.0, 0.1, 1.0, 0.5), (5, 3.0, 0.2, 0.0, 0.0)],
 )
-def test_coordinated_raters_are_their_definition(n_neighbours, top_rating, low, own_share, length, monkeypatch):
+def test_coordinated_raters_are_their_definition(n_neighbours, top_rating, low, own_share, usual, monkeypatch):
     monkeypatch.setattr("recbole_robust.scores.BLOCK_PAIRS", 280)  # blocks of seven users
     ratings = random_ratings()
     monkeypatch.setattr("recbole_robust.scores.CHUNK_RATINGS", 50)
-    keys = {"low": low, "own_share": own_share, "length": length}
+    keys = {"low": low, "own_share": own_share, "usual": usual}
     found = coordinated_raters(csr_matrix(ratings), n_neighbours, top_rating, **keys)
     expected = coordinated_by_loops(ratings, n_neighbours, top_rating or 5.0, **keys)
     assert (found > 0).any()
-    np.testing.assert_allclose(found, expected[ratings > 0], atol=1e-12)
+    np.testing.assert_allclose(found, expected[ratings > 0], atol=1e-9)
 
 
 def test_a_group_is_one_rater_of_its_targets_and_who_found_an_item_alone_is_none():
@@ -183,15 +185,19 @@ def test_a_group_is_one_rater_of_its_targets_and_who_found_an_item_alone_is_none
     fakes = np.where(rng.random((15, 120)) < 0.15, 3.0, 0.0)
     fakes[:, -4:] = 5.0
     everyone = csr_matrix(np.vstack([genuine, fakes]))
-    count, with_own = (
-        csr_matrix((coordinated_raters(everyone, own_share=own), everyone.indices, everyone.indptr)).toarray()
-        for own in (0.0, 1.0)
-    )
+
+    def counted(**keys: float) -> np.ndarray:
+        return csr_matrix((coordinated_raters(everyone, **keys), everyone.indices, everyone.indptr)).toarray()
+
+    count, with_own = counted(own_share=0.0, usual=0.0), counted(own_share=1.0, usual=0.0)
     np.testing.assert_allclose(count[400:, -4:], 14.0)
     np.testing.assert_allclose((1 / (1 + count[400:, -4:])).sum(axis=0), 1.0)
     assert (count[400:, :-5] == 0).all()
     assert count[:12, -5].max() < 1.0 < with_own[:12, -5].min()
-    assert (1 / (1 + count[:400][genuine == 5])).mean() > 0.95
+    less_usual = counted()
+    assert (less_usual <= counted(usual=0.0)).all()
+    assert (1 / (1 + less_usual[:400][genuine == 5])).mean() > 0.97
+    assert less_usual[400:, -4:].min() > 3.0
 
 
 def test_what_everybody_rates_highest_hides_fakes_by_count_and_hardly_by_chance():
@@ -218,7 +224,7 @@ def test_without_a_measure_of_chance_nobody_is_coordinated(monkeypatch):
     ratings[0, 0] = 0.0
     assert (coordinated_raters(csr_matrix(ratings), own_share=0.0) == 0).all()
     monkeypatch.undo()
-    assert (coordinated_raters(csr_matrix(ratings), own_share=1.0) > 0).sum() == 2
+    assert (coordinated_raters(csr_matrix(ratings), own_share=1.0, usual=0.0) > 0).sum() == 2
 
 
 def test_group_evidence_of_no_ratings_or_one_user_is_zero():

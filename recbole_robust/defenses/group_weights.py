@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from recbole_robust.defenses.checks import require, require_choice, require_number
-from recbole_robust.scores import Length, coordinated_raters
+from recbole_robust.defenses.checks import require, require_number
+from recbole_robust.scores import coordinated_raters
 from recbole_robust.types import DefenderView, FloatArray
 
 
@@ -23,18 +23,17 @@ class GroupWeights:
 
     Args:
         low: in units of the limit that hardly any genuine user exceeds; here two users begin to act like one ...
-            (Default: 0.75)
-        high: ... and are one from here on. (Default: 1.5)
+            (Default: 0.3)
+        high: ... and are one from here on. (Default: 1)
         own_share: how far the rated item is evidence itself, 0 to 1. (Default: 0.5)
-        length: by what a user's evidence is divided: ``chance``, what he shares with anybody by chance, or ``count``,
-            his top ratings, which an attacker can add to at no cost (:class:`recbole_robust.attacks.Diluted`).
-            (Default: ``chance``)
+        usual: share of the top ratings that weigh 1 in any case, 0 to 1: fans of an item have others in common, too.
+            (Default: 0.95)
     """
 
-    low: float = 0.75
-    high: float = 1.5
+    low: float = 0.3
+    high: float = 1.0
     own_share: float = 0.5
-    length: Length = "chance"
+    usual: float = 0.95
 
     kind: ClassVar[str] = "weights"
 
@@ -43,16 +42,9 @@ class GroupWeights:
         require_number("high", self.high, 0)
         require(self.low < self.high, "low", f"a number below high, {self.high:g}", self.low)
         require_number("own_share", self.own_share, 0, 1)
-        require_choice("length", self.length, Length)
+        require_number("usual", self.usual, 0, 1)
 
     def __call__(self, view: DefenderView, *, rng: np.random.Generator) -> FloatArray:
         """The weight of each rating, in the order of ``view.ratings.data``. Shape: ``(n_ratings,)``, in (0, 1]."""
-        count = coordinated_raters(
-            view.ratings,
-            top_rating=view.rating_max,
-            length=self.length,
-            low=self.low,
-            high=self.high,
-            own_share=self.own_share,
-        )
+        count = coordinated_raters(view.ratings, top_rating=view.rating_max, **asdict(self))
         return 1.0 / (1.0 + count)

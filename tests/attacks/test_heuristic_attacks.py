@@ -9,7 +9,7 @@ import pytest
 from scipy import sparse, stats
 
 from recbole_robust.attacks import Average, Bandwagon, CopyProfile, Diluted, LoveHate, Random, Segment
-from recbole_robust.scores import coordinated_raters
+from recbole_robust.scores import co_rating
 from recbole_robust.types import AttackerView, Budget, FakeProfiles, UserError
 
 HEURISTICS = [
@@ -331,6 +331,5 @@ def test_diluted_fakes_are_less_of_a_group(make_view, mode):
     for attack in (CopyProfile(), Diluted()):
         fakes = run(attack, data, budget, targets).to_csr(120)
         everyone = sparse.csr_matrix(sparse.vstack([data.ratings, fakes]))
-        count = coordinated_raters(everyone, top_rating=5.0, length="count")
-        evidence.append(count[data.ratings.nnz :][np.isin(fakes.indices, targets)].mean())
+        evidence.append(co_rating(everyone, top_rating=5.0, length_power=0.75)[300:].mean())
     assert evidence[1] < 0.7 * evidence[0]

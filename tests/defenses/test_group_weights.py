@@ -39,17 +39,22 @@ def community(n_fakes=8):
 def test_a_group_counts_as_one_and_its_fillers_count_in_full():
     view = community()
     r = view.ratings
-    weights = csr_matrix((GroupWeights()(view, rng=RNG), r.indices, r.indptr), shape=r.shape).toarray()
-    pushed = weights[120:, [85, 86]]
+
+    def weights(usual):
+        found = GroupWeights(usual=usual)(view, rng=RNG)
+        return csr_matrix((found, r.indices, r.indptr), shape=r.shape).toarray()
+
+    pushed = weights(0.0)[120:, [85, 86]]
     assert pushed.sum(axis=0) == pytest.approx([1.0, 1.0], abs=0.05)  # 1 / (1 + 7 others), eight times
-    assert (weights[120:, :80][r.toarray()[120:, :80] > 0] == 1).all()
-    genuine = weights[:120][r.toarray()[:120] > 0]
-    assert (genuine > 0.9).mean() > 0.95
+    found = weights(0.95)
+    assert found[120:, [85, 86]].sum(axis=0).max() < 2.0
+    assert (found[120:, :80][r.toarray()[120:, :80] > 0] == 1).all()
+    assert (found[:120][r.toarray()[:120] > 0] > 0.9).mean() > 0.95
 
 
 def test_it_is_the_formula_of_the_score():
     view = community()
-    keys = {"low": 0.2, "high": 0.4, "own_share": 1.0, "length": "count"}
+    keys = {"low": 0.2, "high": 0.4, "own_share": 1.0, "usual": 0.5}
     expected = 1 / (1 + coordinated_raters(view.ratings, top_rating=5.0, **keys))
     np.testing.assert_array_equal(GroupWeights(**keys)(view, rng=RNG), expected)
 
@@ -57,9 +62,9 @@ def test_it_is_the_formula_of_the_score():
 @pytest.mark.parametrize(
     "keys, message",
     [
-        ({"low": 2.0}, "defense_args.low: expected a number below high, 1.5, got 2.0"),
+        ({"low": 2.0}, "defense_args.low: expected a number below high, 1, got 2.0"),
         ({"low": -1}, "defense_args.low: expected a number of at least 0, got -1"),
-        ({"length": "rows"}, "defense_args.length: expected one of count, chance, got 'rows'"),
+        ({"usual": 1.5}, "defense_args.usual: expected a number from 0 to 1, got 1.5"),
         ({"own_share": 2}, "defense_args.own_share: expected a number from 0 to 1, got 2"),
     ],
 )
@@ -139,9 +144,9 @@ def test_it_runs_on_models_of_all_kinds(family_config, toy_config, model):
 def test_the_model_s_own_weights_are_those_of_the_defense(toy_config):
     """group_weights of PurifyAugMF and --defense=GroupWeights are one thing."""
     keys = {"epochs": 2, "topk": [5], "target_items": ["i3"]}
-    keys.update(group_low=0.1, group_high=0.2, group_length="count")
+    keys.update(group_low=0.1, group_high=0.2, group_usual=0.5)
     own = train_and_evaluate(toy_config("PurifyAugMF", **keys)).metrics
-    args = {"low": 0.1, "high": 0.2, "length": "count"}
+    args = {"low": 0.1, "high": 0.2, "usual": 0.5}
     keys = {**keys, "group_weights": False}
     defense = train_and_evaluate(toy_config("PurifyAugMF", defense="GroupWeights", defense_args=args, **keys)).metrics
     assert own == defense != train_and_evaluate(toy_config("PurifyAugMF", **keys)).metrics
@@ -156,10 +161,12 @@ def test_beside_a_defense_that_does_not_take_weights_it_is_refused(toy_config, o
 
 def test_beside_at_the_noise_is_that_of_weighted_samples(toy_config):
     keys = {"epochs": 6, "topk": [5], "target_items": ["i3"], "defense": "GroupWeights,AT"}
-    both = train_and_evaluate(toy_config(defense_args={"GroupWeights": {"low": 0.1, "high": 0.2}}, **keys)).metrics
+    both = train_and_evaluate(
+        toy_config(defense_args={"GroupWeights": {"low": 0.1, "high": 0.2, "usual": 0.5}}, **keys)
+    ).metrics
     assert both != train_and_evaluate(toy_config(**{**keys, "defense": "AT"})).metrics
 
 
 def test_a_range_that_is_none_is_one_clear_error(toy_config):
-    with pytest.raises(UserError, match=r"group_low: expected a number below group_high, 1\.5, got 2"):
+    with pytest.raises(UserError, match=r"group_low: expected a number below group_high, 1\.0, got 2"):
         train_and_evaluate(toy_config("PurifyAugMF", group_low=2.0, topk=[5], target_items=["i3"]))
