@@ -67,4 +67,11 @@ def _is_of(result: Mapping[str, Any], cell: Cell) -> bool:
 
     keys = {**RUN_DEFAULTS, **cell.keys}
     now = Config(keys.pop("model"), keys.pop("dataset"), config_dict=keys).resolved()
-    return all(key in now and now[key] == value for key, value in result["config"].items())
+    return _agrees(now, result["config"])
+
+
+def _agrees(now: Any, then: Any) -> bool:
+    """Equal, but for keys of mappings that are new since."""
+    if isinstance(now, Mapping) and isinstance(then, Mapping):
+        return all(key in now and _agrees(now[key], value) for key, value in then.items())
+    return bool(now == then)

@@ -116,9 +116,13 @@ def test_what_differs_runs(tmp_path: Path, ran: list[Any], edit: Callable[[dict[
     assert (len(ran), found.n_reused) == (8, 0)
 
 
-def test_a_key_that_is_new_since_does_not_matter(tmp_path: Path, ran: list[Any]) -> None:
+@pytest.mark.parametrize("within", ["config", "attack_args"])
+def test_a_key_that_is_new_since_does_not_matter(tmp_path: Path, ran: list[Any], within: str) -> None:
     run(FIRST, tmp_path)
-    edited(tmp_path / "first", lambda result: result["config"].pop("imputed_weight", None))
+    if within == "config":
+        edited(tmp_path / "first", lambda result: result["config"].pop("imputed_weight", None))
+    else:
+        edited(tmp_path / "first", lambda result: result["config"]["attack_args"].pop("intent"))
     assert run(SECOND, tmp_path, reuse=tmp_path / "first").n_reused == 4
 
 
