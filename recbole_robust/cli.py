@@ -39,7 +39,7 @@ audit      check this installation on the toy data, or the results in a folder: 
                      another (--base_model=BPR, --base_model=SASRec); SeqDCN: DCN that sees the sequence
   -d, --dataset      ml-100k (ships with RecBole), ml-1m, or a folder in data_path (dataset/)
   --attack           Random, Average, Bandwagon, Segment, LoveHate, CopyProfile, Diluted, AUSH, TNA, DADA,
-                     PGA, RevAdv, DPA2DL, or the control Organic; none: a clean run
+                     PGA, AdaptivePGA, RevAdv, DPA2DL, or the control Organic; none: a clean run
   --defense          AT, VAT, PamaCF, GDA, APT, TCE, RCE, GroupWeights, PCA, FAP, CoRating; the last three, detectors,
                      combine with one another and with one of the others: CoRating,AT
   --poison           a poison card (a folder) to inject instead of running an attack

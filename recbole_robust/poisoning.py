@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import recbole_robust
-from recbole_robust import registry, results
+from recbole_robust import group_evidence, registry, results
 from recbole_robust.config import DRAW_KEYS, Config
 from recbole_robust.data.atomic_file import column_names
 from recbole_robust.data.card import SCHEMA_VERSION, PoisonCard, bytes_digest, card_folder
@@ -172,9 +172,11 @@ def key_of(identity: dict[str, Any]) -> str:
 
 
 def _code_of(attack: Any) -> str:
-    """A hash of the source files beside the attack's: who works on an attack never gets a card of its older self."""
+    """A hash of the source files beside the attack's and of the group evidence that an attack of ours looks at: who
+    works on an attack never gets a card of its older self.
+    """
     try:
-        files = sorted(Path(inspect.getfile(type(attack))).parent.glob("*.py"))
+        files = [*sorted(Path(inspect.getfile(type(attack))).parent.glob("*.py")), Path(group_evidence.__file__)]
         return bytes_digest(files)[:12]
     except (TypeError, OSError):  # a class of a notebook or a console has no file
         return ""

@@ -8,13 +8,12 @@ import math
 import numpy as np
 import pytest
 from scipy.sparse import csr_matrix, vstack
+from toy_ratings import popular_world, random_ratings
 
 from recbole_robust.attacks import Average, Random
+from recbole_robust.group_evidence import co_rating
 from recbole_robust.scores import (
-    Length,
     auc,
-    co_rating,
-    coordinated_raters,
     pca_loading,
     popularity,
     rating_deviation,
@@ -27,25 +26,6 @@ from recbole_robust.types import AttackerView, Budget, FakeProfiles
 
 LEVELS = np.arange(1.0, 6.0)
 KEYS = {"popularity_auc", "deviation_auc", "pca_auc", "co_rating_auc", "tvd", "js"}
-
-
-def random_ratings(n_users: int = 40, n_items: int = 25, density: float = 0.3, seed: int = 0) -> np.ndarray:
-    """A dense toy: 0 is unrated; user 3 has rated nothing, item 5 nobody, user 4 gave one rating."""
-    rng = np.random.default_rng(seed)
-    ratings = rng.integers(1, 6, (n_users, n_items)) * (rng.random((n_users, n_items)) < density)
-    ratings[3], ratings[:, 5], ratings[4] = 0, 0, 0
-    ratings[4, 7] = 2
-    return ratings.astype(np.float64)
-
-
-def popular_world(n_users: int = 200, n_items: int = 80, seed: int = 1) -> np.ndarray:
-    """Genuine users who share a taste for some items, in the order of popularity, and two sorts of users."""
-    rng = np.random.default_rng(seed)
-    chance = 0.9 / np.arange(1, n_items + 1) ** 0.5
-    liked = rng.random((n_users, n_items)) < chance
-    sort = rng.integers(0, 2, n_users)[:, None] == (np.arange(n_items) % 2)[None, :]
-    stars = np.clip(rng.normal(3 + 1.2 * sort, 0.8).round(), 1, 5)
-    return stars * liked
 
 
 def view_of(ratings: np.ndarray) -> AttackerView:
@@ -108,132 +88,6 @@ def test_pca_loading_does_not_depend_on_signs_scales_or_the_state_of_a_generator
 @pytest.mark.parametrize("ratings", [np.zeros((4, 5)), np.ones((4, 5)), np.ones((1, 5)), np.ones((4, 1))])
 def test_pca_loading_without_variance_is_zero(ratings):
     assert (pca_loading(csr_matrix(ratings)) == 0).all()
-
-
-def lengths_by_loops(ratings: np.ndarray, top: np.ndarray, length: str) -> np.ndarray:
-    if length == "count":
-        return np.maximum(top.sum(axis=1), 1)
-    shares = (ratings > 0).mean(axis=0)
-    found = [sum(-(math.log(shares[i]) ** 3) * shares[i] for i in np.flatnonzero(row)) for row in top]
-    return np.array([one or 1.0 for one in found])
-
-
-@pytest.mark.parametrize("length", ["count", "chance"])
-@pytest.mark.parametrize(("n_neighbours", "top_rating"), [(3, None), (20, 4.0), (100, None)])
-def test_co_rating_is_its_definition(n_neighbours, top_rating, length, monkeypatch):
-    monkeypatch.setattr("recbole_robust.scores.BLOCK_PAIRS", 280)  # blocks of seven users
-    ratings = random_ratings()
-    n_users = len(ratings)
-    top = ratings >= (top_rating or 5.0)
-    idf = np.log(n_users / np.maximum((ratings > 0).sum(axis=0), 1))
-    lengths = lengths_by_loops(ratings, top, length)
-    expected = []
-    for u in range(n_users):
-        shared = sorted((sum(idf[top[u] & top[v]] ** 3) for v in range(n_users) if v != u), reverse=True)
-        k = min(n_neighbours, n_users - 1)
-        expected.append(sum(shared[:k]) / k / math.sqrt(lengths[u]))
-    found = co_rating(csr_matrix(ratings), n_neighbours, top_rating, length=length)
-    np.testing.assert_allclose(found, expected, atol=1e-12)
-
-
-def coordinated_by_loops(
-    ratings: np.ndarray, k: int, top_rating: float, low: float, own_share: float, usual: float
-) -> np.ndarray:
-    n_users, high = len(ratings), 1.0
-    top = ratings >= top_rating
-    idf = np.log(n_users / np.maximum((ratings > 0).sum(axis=0), 1))
-    lengths = lengths_by_loops(ratings, top, "chance")
-    alike = np.array([
-        [(u != v) * (idf[top[u] & top[v]] ** 3).sum() / math.sqrt(lengths[u] * lengths[v]) for v in range(n_users)]
-        for u in range(n_users)
-    ])  # fmt: skip
-    roots = np.sqrt(np.sort(alike, axis=1)[:, -k:].sum(axis=1) / k)
-    median = np.median(roots[roots > 0])
-    theta = (median + 3 * 1.4826 * np.median(np.abs(roots[roots > 0] - median))) ** 2
-    mean = np.full_like(ratings, np.nan)
-    for u, i in np.argwhere(top):
-        others = [v for v in np.flatnonzero(top[:, i]) if v != u]
-        own = (1 - own_share) * idf[i] ** 3 / np.sqrt(lengths[u] * lengths[others])
-        if others:
-            mean[u, i] = np.clip(((alike[u, others] - own) / theta - low) / (high - low), 0, 1).mean()
-    told = ~np.isnan(mean) & (top.sum(axis=0) > min(10, top.sum(axis=0).max() - 1))
-    q = np.quantile(mean[told], usual) if usual else 0.0
-    return np.nan_to_num(np.maximum(mean - q, 0) * (top.sum(axis=0) - 1))
-
-
-@pytest.mark.parametrize(
-    ("n_neighbours", "top_rating", "low", "own_share", "usual"),
-    [(20, None, 0.3, 0.5, 0.9), (20, 4.0, 0.1, 1.0, 0.5), (5, 3.0, 0.2, 0.0, 0.0)],
-)
-def test_coordinated_raters_are_their_definition(n_neighbours, top_rating, low, own_share, usual, monkeypatch):
-    monkeypatch.setattr("recbole_robust.scores.BLOCK_PAIRS", 280)  # blocks of seven users
-    ratings = random_ratings()
-    monkeypatch.setattr("recbole_robust.scores.CHUNK_RATINGS", 50)
-    keys = {"low": low, "own_share": own_share, "usual": usual}
-    found = coordinated_raters(csr_matrix(ratings), n_neighbours, top_rating, **keys)
-    expected = coordinated_by_loops(ratings, n_neighbours, top_rating or 5.0, **keys)
-    assert (found > 0).any()
-    np.testing.assert_allclose(found, expected[ratings > 0], atol=1e-9)
-
-
-def test_a_group_is_one_rater_of_its_targets_and_who_found_an_item_alone_is_none():
-    """Profiles that push four rare items together: each has all the others behind it. Ratings below the top: nobody.
-    Twelve users who share one item, rarer still, are taken for a group only where that item is evidence itself."""
-    genuine = popular_world(400, 120)
-    genuine[:, -5:] = 0.0
-    genuine[:12, -5] = 5.0  # fans of one rare item, with nothing else in common
-    rng = np.random.default_rng(0)
-    fakes = np.where(rng.random((8, 120)) < 0.15, 3.0, 0.0)
-    fakes[:, -4:] = 5.0
-    everyone = csr_matrix(np.vstack([genuine, fakes]))
-
-    def counted(**keys: float) -> np.ndarray:
-        return csr_matrix((coordinated_raters(everyone, **keys), everyone.indices, everyone.indptr)).toarray()
-
-    count, with_own = counted(own_share=0.0, usual=0.0), counted(own_share=1.0, usual=0.0)
-    np.testing.assert_allclose(count[400:, -4:], 7.0)
-    np.testing.assert_allclose((1 / (1 + count[400:, -4:])).sum(axis=0), 1.0)
-    assert (count[400:, :-5] == 0).all()
-    assert count[:12, -5].max() < 1.0 < with_own[:12, -5].min()
-    less_usual = counted()
-    assert (less_usual <= counted(usual=0.0)).all()
-    assert (1 / (1 + less_usual[:400][genuine == 5])).mean() > 0.95
-    assert less_usual[400:, -4:].min() > 3.0
-
-
-def test_what_everybody_rates_highest_hides_fakes_by_count_and_hardly_by_chance():
-    """Fakes with two rare targets in common; then the eight most rated items beside them, at the top, too."""
-    genuine = popular_world(400, 120)
-    fakes = np.zeros((15, 120))
-    fakes[:, -2:] = 5.0
-    diluted = fakes.copy()
-    diluted[:, np.argsort(-(genuine > 0).sum(axis=0), kind="stable")[:8]] = 5.0
-
-    def kept(length: Length) -> float:
-        scores = [co_rating(csr_matrix(np.vstack([genuine, f])), length=length)[400:].mean() for f in (fakes, diluted)]
-        return scores[1] / scores[0]
-
-    assert kept("count") < 0.6  # 2 top ratings become 10
-    assert kept("chance") > 0.8
-
-
-def test_without_a_measure_of_chance_nobody_is_coordinated(monkeypatch):
-    """The users that are sampled share nothing; two others do."""
-    monkeypatch.setattr("recbole_robust.scores.N_SAMPLED_USERS", 5)
-    ratings = 5.0 * np.eye(20)
-    ratings[[1, 3], 0] = 5.0
-    ratings[0, 0] = 0.0
-    assert (coordinated_raters(csr_matrix(ratings), own_share=0.0) == 0).all()
-    monkeypatch.undo()
-    assert (coordinated_raters(csr_matrix(ratings), own_share=1.0, usual=0.0) > 0).sum() == 2
-
-
-def test_group_evidence_of_no_ratings_or_one_user_is_zero():
-    assert (coordinated_raters(csr_matrix((3, 4))) == 0).all()
-    assert (coordinated_raters(csr_matrix(np.ones((1, 4)))) == 0).all()
-    assert (coordinated_raters(csr_matrix(np.ones((6, 4)))) == 0).all()  # all rated all: nothing is rare
-    assert (co_rating(csr_matrix((3, 4))) == 0).all()
-    assert (co_rating(csr_matrix(np.ones((1, 4)))) == 0).all()
 
 
 @pytest.mark.parametrize("score", [popularity, rating_deviation, pca_loading, co_rating])

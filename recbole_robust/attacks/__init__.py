@@ -11,12 +11,13 @@ Attacks that learn:
 
 - :class:`AUSH` (a real user's fillers and ratings, and popular items that a GAN rates);
 - by gradient through a surrogate (``surrogate.py``, ``gradient.py``): :class:`TNA`, one fake after the other, and all
-  fakes at once :class:`PGA`, :class:`RevAdv` and :class:`DADA`;
+  fakes at once :class:`PGA`, :class:`AdaptivePGA` (through a defense, too), :class:`RevAdv` and :class:`DADA`;
 - :class:`DPA2DL` (what a poisoned model recommends to the fakes).
 
 And no attack, but the control of every defense: :class:`Organic` (genuine users join).
 """
 
+from recbole_robust.attacks.adaptive_pga import AdaptivePGA
 from recbole_robust.attacks.aush import AUSH
 from recbole_robust.attacks.average import Average
 from recbole_robust.attacks.bandwagon import Bandwagon
@@ -38,6 +39,7 @@ __all__ = [
     "DPA2DL",
     "PGA",
     "TNA",
+    "AdaptivePGA",
     "Average",
     "Bandwagon",
     "CopyProfile",

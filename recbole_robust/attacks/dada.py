@@ -57,4 +57,4 @@ class DADA(GradientAttack):
 def _spread(values: Tensor, among: Tensor) -> Tensor:
     """The standard deviation of some entries, as a constant; 1 where they do not spread."""
     spread = values.detach()[among].std(unbiased=False)
-    return torch.where(spread > 1e-8, spread, 1.0)
+    return torch.where(spread > 1e-5, spread, 1.0)  # stars: below is rounding, which differs from CPU to CPU

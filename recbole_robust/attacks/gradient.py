@@ -6,7 +6,7 @@ after the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
@@ -168,7 +168,8 @@ class GradientAttack(SurrogateAttack):
 
     A fake starts as a copy of a real user's items. Each step takes the ``n_fillers`` items of the highest degree,
     looks at the surrogate with exactly these fakes in it, and moves the degrees (which stay continuous) along the
-    gradient there; the best fakes seen, by the surrogate's hit ratio of the targets, are the attack.
+    gradient there; the best fakes seen, by the surrogate's hit ratio of the targets, are the attack (where that is the
+    same: by how far they are believed).
 
     Args:
         n_steps: steps of the ascent.
@@ -193,6 +194,13 @@ class GradientAttack(SurrogateAttack):
         """
         raise NotImplementedError
 
+    def trust(self, view: AttackerView, rated_targets: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """The weight that the victim gives the fakes' ratings, as a function of their fillers; None: all of it.
+
+        Shape: ``rated_targets``, the fillers (1 where rated) and the weights are ``(n_fake_users, n_items)``.
+        """
+        return None
+
     def choose_fillers(
         self, view: AttackerView, targets: IntArray, budget: Budget, rng: np.random.Generator
     ) -> IntArray:
@@ -209,18 +217,23 @@ class GradientAttack(SurrogateAttack):
         ptr, ids = assign_targets(budget, targets)
         rated_targets[torch.from_numpy(np.repeat(np.arange(n_fakes), np.diff(ptr))), torch.from_numpy(ids)] = 1.0
 
+        trust = self.trust(view, rated_targets)
         degrees = torch.zeros_like(rated_targets).scatter_(1, torch.from_numpy(start), 1.0)
         degrees[:, audience.targets] = -torch.inf
         velocity = torch.zeros_like(degrees)
-        best, fillers = -1.0, torch.from_numpy(start)
+        best, fillers = (-1.0, 0.0), torch.from_numpy(start)
         for step in range(self.n_steps + 1):
             chosen = degrees.topk(n_fillers, dim=1).indices
-            response = respond(surrogate, a, b, rated_targets.scatter(1, chosen, 1.0), values)
+            include = torch.zeros_like(rated_targets).scatter_(1, chosen, 1.0).requires_grad_(trust is not None)
+            believed = rated_targets if trust is None else rated_targets * trust(include)
+            response = respond(surrogate, a, b, (include + believed).detach(), values)
             hits, gradient = self._look(response.y, audience)
-            if hits > best:
-                best, fillers = hits, chosen
+            if (found := (hits, float(believed.detach().sum()))) > best:
+                best, fillers = found, chosen
             if step < self.n_steps:
                 ascent = two_hop_gradient(surrogate, response, gradient)
+                if trust is not None:
+                    ascent += torch.autograd.grad((ascent * believed).sum(), include)[0]
                 ascent[:, audience.targets] = 0.0
                 ascent /= ascent.abs().amax(dim=1, keepdim=True).clamp(min=1e-12)
                 velocity = self.momentum * velocity + ascent

@@ -8,7 +8,7 @@ import numpy as np
 
 from recbole_robust.defenses.checks import is_number, require, require_choice, require_number
 from recbole_robust.defenses.thresholds import Threshold
-from recbole_robust.scores import Length, co_rating
+from recbole_robust.group_evidence import Length, co_rating
 from recbole_robust.types import DefenderView, Detection
 
 
@@ -18,7 +18,7 @@ class CoRating(Threshold):
 
     Reference: none known. This is the project's own baseline: a defense that does not beat it is not worth its cost.
 
-    The score is :func:`recbole_robust.scores.co_rating`,
+    The score is :func:`recbole_robust.group_evidence.co_rating`,
 
         score_u = mean_(v of the n_neighbours largest) G_uv / l_u^length_power,   G_uv = sum_i idf_i^idf_power,
 

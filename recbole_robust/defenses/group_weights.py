@@ -8,13 +8,13 @@ from typing import ClassVar
 import numpy as np
 
 from recbole_robust.defenses.checks import require, require_number
-from recbole_robust.scores import coordinated_raters
+from recbole_robust.group_evidence import coordinated_raters
 from recbole_robust.types import DefenderView, FloatArray
 
 
 @dataclass(frozen=True)
 class GroupWeights:
-    """A rating weighs ``1 / (1 + c_ui)`` in the loss, c_ui of :func:`recbole_robust.scores.coordinated_raters`.
+    """A rating weighs ``1 / (1 + c_ui)`` in the loss, c_ui of :func:`recbole_robust.group_evidence.coordinated_raters`.
 
     Nobody is dropped, and no user is judged as a whole: of a user taken for one of a group only those top ratings
     weigh less that the group shares. It is the purification of PurifyAugMF, for any model whose samples can be weighed.

@@ -124,7 +124,7 @@ def test_scores_mask_what_is_rated(taste_view):
     np.testing.assert_array_equal(np.isneginf(scores.numpy()), rated)
     users = torch.tensor([2, 31, 199])
     some = audience.select(users)
-    assert torch.equal(
+    torch.testing.assert_close(
         some.scores(some.everybody, surrogate.y), audience.scores(audience.everybody, surrogate.y)[users]
     )
     assert torch.equal(some.eligible, audience.eligible[users])

@@ -9,7 +9,7 @@ import pytest
 from scipy import sparse, stats
 
 from recbole_robust.attacks import Average, Bandwagon, CopyProfile, Diluted, LoveHate, Random, Segment
-from recbole_robust.scores import co_rating
+from recbole_robust.group_evidence import co_rating
 from recbole_robust.types import AttackerView, Budget, FakeProfiles, UserError
 
 HEURISTICS = [

@@ -15,9 +15,9 @@ from recbole_robust.data.load import prepare
 from recbole_robust.data.views import defender_view
 from recbole_robust.data.weighting import weighted
 from recbole_robust.defenses import GroupWeights
+from recbole_robust.group_evidence import coordinated_raters
 from recbole_robust.initialisation import build_model
 from recbole_robust.quick_start import train_and_evaluate
-from recbole_robust.scores import coordinated_raters
 from recbole_robust.types import SAMPLE_WEIGHT, DefenderView
 
 RNG = np.random.default_rng(0)
