@@ -84,7 +84,7 @@ def coordinated_raters(
     over the others, v, of the m_i users who gave i the top rating; 0 where u has rated i lower. How far u and v act
     like one, ``a_uvi`` in [0, 1], rises from 0 to 1 as their evidence goes from ``low * theta`` to ``high * theta``.
     Fans of an item share others, too: q, the mean of a_uvi over v that few top ratings exceed, is usual (told from the
-    items with more than ten top ratings).
+    items with more than ten top ratings, and each user has one vote, whatever the number of his ratings).
 
     The evidence is ``s_uv = sum_j idf_j^3 / sqrt(l_u l_v)`` over the items j that both gave the top rating, with the
     terms of :func:`co_rating` and the length ``chance``; i itself counts by ``own_share``. theta is what hardly any
@@ -97,8 +97,8 @@ def coordinated_raters(
         low, high: where ``a_uvi`` begins to rise and where it is 1, in units of theta.
         own_share: 0 to 1. At 0 two users with nothing in common but i are strangers, whatever i is, and fakes with one
             target each go unseen; at 1 the few fans of a rare item may be taken for a group.
-        usual: share of the top ratings with no more than the usual behind them, 0 to 1; at 0 nothing is usual, q = 0.
-            Fakes that push more than the rest of all top ratings make themselves usual.
+        usual: share of the votes for no more than that, 0 to 1; at 0 nothing is usual, q = 0. Fakes that are more than
+            the rest of all users make themselves usual.
 
     Shape: ``(n_users, n_items)`` to ``(n_ratings,)``, in the order of ``ratings.data``.
     """
@@ -158,8 +158,10 @@ def _alike(
         np.add.at(count, order[np.searchsorted(places, user * n_items + on.col)], alike)
     others = np.maximum(item_counts(top) - 1, 0)[ratings.indices]
     told = (ratings.data >= _top_of(ratings, top_rating)) & (others >= min(N_OTHERS, max(others.max(), 1)))
-    q = float(np.quantile(count[told] / others[told], usual)) if usual > 0 and told.any() else 0.0
-    return count, others, Limits(theta, q)
+    if usual == 0 or not told.any():
+        return count, others, Limits(theta, 0.0)
+    users = np.repeat(np.arange(n_users), np.diff(ratings.indptr))[told]
+    return count, others, Limits(theta, _quantile_by_user(count[told] / others[told], users, usual))
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
@@ -242,6 +244,13 @@ def _upper_limit(means: FloatArray) -> float:
     roots = np.sqrt(means)
     median = np.median(roots)
     return float(median + 3 * 1.4826 * np.median(np.abs(roots - median))) ** 2
+
+
+def _quantile_by_user(values: FloatArray, users: IntArray, share: float) -> float:
+    """The quantile of values of which each user's, together, have one vote: who has more has no more say."""
+    votes, order = 1.0 / np.bincount(users)[users], np.argsort(values, kind="stable")
+    up_to = np.cumsum(votes[order])
+    return float(values[order][min(np.searchsorted(up_to, share * up_to[-1]), len(values) - 1)])
 
 
 def item_counts(ratings: csr_matrix) -> IntArray:

@@ -59,7 +59,11 @@ def coordinated_by_loops(
         if others:
             mean[u, i] = np.clip(((alike[u, others] - own) / theta - low) / (high - low), 0, 1).mean()
     told = ~np.isnan(mean) & (top.sum(axis=0) > min(10, top.sum(axis=0).max() - 1))
-    q = np.quantile(mean[told], usual) if usual else 0.0
+    q, n_told = 0.0, np.maximum(told.sum(axis=1), 1)
+    votes = sorted((mean[u, i], 1 / n_told[u]) for u, i in np.argwhere(told))
+    if usual:
+        needed = usual * told.any(axis=1).sum()
+        q = next(value for k, (value, _) in enumerate(votes) if sum(v for _, v in votes[: k + 1]) > needed - 1e-9)
     return np.nan_to_num(np.maximum(mean - q, 0) * (top.sum(axis=0) - 1))
 
 
@@ -147,3 +151,22 @@ def test_limits_are_those_of_the_count():
     expected = np.maximum(everyone - limits.usual * np.maximum(others, 0), 0.0)
     assert limits.theta > 0 < limits.usual
     np.testing.assert_allclose(coordinated_raters(csr_matrix(ratings), **keys), expected, atol=1e-12)
+
+
+def test_decoys_do_not_become_usual():
+    """Twelve fakes with four targets in common beside 400 users; then half of them only share 60 rare items instead."""
+    genuine = popular_world(400, 200)
+    genuine[:, -4:] = 0.0
+    rng = np.random.default_rng(0)
+    fakes = np.where(rng.random((12, 200)) < 0.1, 3.0, 0.0)
+    fakes[:, -4:] = 5.0
+    decoys = fakes.copy()
+    decoys[6:] = 0.0
+    decoys[6:, 130:190] = 5.0
+    weights = []
+    for some in (fakes, decoys):
+        everyone = csr_matrix(np.vstack([genuine, some]))
+        count = csr_matrix((coordinated_raters(everyone), everyone.indices, everyone.indptr), shape=everyone.shape)
+        weights.append((1 / (1 + count.toarray()[400:406, -4:])).mean())
+    assert weights[0] < 0.2
+    assert weights[1] < 0.35  # a group of six

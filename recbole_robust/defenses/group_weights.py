@@ -26,8 +26,8 @@ class GroupWeights:
             (Default: 0.3)
         high: ... and are one from here on. (Default: 1)
         own_share: how far the rated item is evidence itself, 0 to 1. (Default: 0.5)
-        usual: share of the top ratings that weigh 1 in any case, 0 to 1: fans of an item have others in common, too.
-            (Default: 0.95)
+        usual: share of the top ratings that weigh 1 in any case, one vote a user, 0 to 1: fans of an item have others
+            in common, too. (Default: 0.95)
     """
 
     low: float = 0.3
