@@ -154,15 +154,15 @@ def test_limits_are_those_of_the_count():
 
 
 def test_decoys_do_not_become_usual():
-    """Twelve fakes with four targets in common beside 400 users; then half of them only share 60 rare items instead."""
-    genuine = popular_world(400, 200)
+    """Twelve fakes with four targets in common beside 400 users; then half of them only share 190 rare items instead."""
+    genuine = popular_world(400, 400)
     genuine[:, -4:] = 0.0
     rng = np.random.default_rng(0)
-    fakes = np.where(rng.random((12, 200)) < 0.1, 3.0, 0.0)
+    fakes = np.where(rng.random((12, 400)) < 0.1, 3.0, 0.0)
     fakes[:, -4:] = 5.0
     decoys = fakes.copy()
     decoys[6:] = 0.0
-    decoys[6:, 130:190] = 5.0
+    decoys[6:, 200:390] = 5.0
     weights = []
     for some in (fakes, decoys):
         everyone = csr_matrix(np.vstack([genuine, some]))
