@@ -53,6 +53,7 @@ Every key of properties/*.yaml and of RecBole can be given as --key=value; neste
 
 OF_THE_MACHINE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE,
+    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
 SHORT = {"-m": "--model", "-d": "--dataset", "-h": "--help"}
 # true by themselves; no value after a blank
@@ -98,8 +99,8 @@ def _is_value_of(key: str, text: str) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line. Exit code 0: done; 1: the audit failed; 2: the user's mistake or the
-    machine's (a full disk), one line on stderr.
+    """Run the command line. Exit code 0: done; 1: the audit, a cell of a grid or all trials of a sweep failed; 2: the
+    user's mistake or the machine's (a full disk), one line on stderr.
 
     Any other exception is our fault: it propagates, so that Python prints it and exits with code 1.
     """
@@ -203,40 +204,55 @@ def _complaints_of_recbole() -> Iterator[None]:
         raise UserError(f"RecBole: {complaint}") from None
 
 
-def _benchmark(words: list[str], keys: dict[str, str], arguments: list[str]) -> None:
+def _benchmark(words: list[str], keys: dict[str, str], arguments: list[str]) -> int:
     from recbole_robust.benchmark import run_grid
     from recbole_robust.schedule import plan_grid
-    from recbole_robust.types import UserError
-    from recbole_robust.yaml_text import parse_value
 
-    if len(words) != 1:
-        raise UserError(f"benchmark: expected one grid file, got {len(words)}")
-    options: dict[str, Any] = {key: parse_value(value) for key, value in keys.items()}
-    known = {"output_dir", "workers", "address", "force", "only", "retry_failed", "reuse", "dry_run"}
-    for key in options:
-        if key not in known:
-            raise UserError(f"benchmark: unknown option --{key}; known: {', '.join(sorted(known))}")
-    options = {"output_dir": "output/benchmark", **options}
+    flags = ("force", "retry_failed", "dry_run")
+    source, options = _grid_or_sweep("benchmark", "grid", words, keys, ("only", "reuse"), flags, ("workers",))
     if options.pop("dry_run", False):
-        print(plan_grid(words[0], **options))
-        return
-    print(f"report: {run_grid(words[0], **options)}")
+        print(plan_grid(source, **options))
+        return 0
+    done = run_grid(source, **options)
+    if done.n_failed:
+        print(f"benchmark: {done.n_failed} of {done.n_run} cells failed: the report names them", file=sys.stderr)
+    print(f"report: {done}")
+    return int(done.n_failed > 0)
 
 
-def _sweep(words: list[str], keys: dict[str, str], arguments: list[str]) -> None:
+def _sweep(words: list[str], keys: dict[str, str], arguments: list[str]) -> int:
     from recbole_robust.sweep import run_sweep
+
+    flags, numbers = ("force", "resume"), ("workers", "gpu_per_trial")
+    source, options = _grid_or_sweep("sweep", "sweep", words, keys, (), flags, numbers)
+    with _complaints_of_recbole():
+        done = run_sweep(source, **options)
+    print(done)
+    return int(not done.best)
+
+
+def _grid_or_sweep(
+    command: str, what: str, words: list[str], keys: dict[str, str], texts: Sequence[str], flags: Sequence[str],
+    numbers: Sequence[str],
+) -> tuple[str, dict[str, Any]]:  # fmt: skip
+    """The file and the options of a command, of their kinds."""
     from recbole_robust.types import UserError
     from recbole_robust.yaml_text import parse_value
 
     if len(words) != 1:
-        raise UserError(f"sweep: expected one sweep file, got {len(words)}")
-    options: dict[str, Any] = {key: parse_value(value) for key, value in keys.items()}
-    known = {"output_dir", "workers", "address", "gpu_per_trial", "resume", "force"}
-    for key in options:
-        if key not in known:
-            raise UserError(f"sweep: unknown option --{key}; known: {', '.join(sorted(known))}")
-    with _complaints_of_recbole():
-        print(run_sweep(words[0], **{"output_dir": "output/sweep", **options}))
+        raise UserError(f"{command}: expected one {what} file, got {len(words)}")
+    texts = ("output_dir", "address", *texts)
+    options: dict[str, Any] = {"output_dir": f"output/{command}"}
+    for key, value in keys.items():
+        if key not in (*texts, *flags, *numbers):
+            known = ", ".join(sorted((*texts, *flags, *numbers)))
+            raise UserError(f"{command}: unknown option --{key}; known: {known}")
+        if key in texts and not value.strip("\0 "):
+            raise UserError(f"{command}: --{key}: expected text, got {value!r}")
+        if key in flags and value.lower() not in ("true", "false"):
+            raise UserError(f"{command}: --{key}: expected true or false, got {value!r}")
+        options[key] = value if key in texts else value.lower() == "true" if key in flags else parse_value(value)
+    return words[0], options
 
 
 def _report(words: list[str], keys: dict[str, str], arguments: list[str]) -> None:
@@ -248,6 +264,8 @@ def _report(words: list[str], keys: dict[str, str], arguments: list[str]) -> Non
     pictures = keys.get("pictures", "false").lower()
     if pictures not in ("true", "false"):
         raise UserError(f"report: --pictures: expected true or false, got {keys['pictures']!r}")
+    if not keys.get("out", "page").strip():
+        raise UserError("report: --out: expected a file, got nothing")
     print(f"report: {write_report(words[0], keys.get('out'), keys.get('format'), pictures == 'true')}")
 
 

@@ -377,6 +377,10 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {  # what: (words, what the li
     "benchmark of nothing": (["benchmark"], ["benchmark: expected one grid file, got 0"]),
     "benchmark of no file": (["benchmark", "no.yaml"], ["benchmark: expected a grid file or one of", "'no.yaml'"]),
     "benchmark option": (["benchmark", "x", "--sedes=1"], ["benchmark: unknown option --sedes"]),
+    "a flag of a grid": (["benchmark", "x", "--force=no"], ["benchmark: --force: expected true or false, got 'no'"]),
+    "a flag of a sweep": (["sweep", "x", "--resume=x"], ["sweep: --resume: expected true or false, got 'x'"]),
+    "no folder of a grid": (["benchmark", "x", "--output_dir="], ["benchmark: --output_dir: expected text, got ''"]),
+    "no page": (["report", "x", "--out="], ["report: --out: expected a file, got nothing"]),
     "report of nothing": (["report"], ["report: expected a folder"]),
     "report of no folder": (["report", "nowhere"], ["nowhere: expected a folder of result files"]),
 }  # fmt: skip
@@ -385,7 +389,9 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {  # what: (words, what the li
 @pytest.mark.parametrize("what", REFUSED)
 def test_bad_input(what, run, output_dir):
     words, told = REFUSED[what]
-    check_refused(run(*words, bare=words[0] in ("benchmark", "report", "run", "train", "-v")), output_dir, *told)
+    check_refused(
+        run(*words, bare=words[0] in ("benchmark", "sweep", "report", "run", "train", "-v")), output_dir, *told
+    )
 
 
 def test_no_arguments(run, output_dir):
@@ -429,6 +435,16 @@ def test_bad_grids(content, told, run, tmp_path, output_dir):
     path = tmp_path / "grid.yaml"
     path.write_text(content)
     check_refused(run("benchmark", str(path), f"--output_dir={output_dir}", bare=True), output_dir, *told)
+
+
+def test_a_grid_with_failed_cells_exits_with_1(run, tmp_path):
+    path = tmp_path / "grid.yaml"
+    path.write_text("name: x\ndatasets: [toy]\nmethods: [{model: MFF}]\nseeds: [0]\n")
+    words = ["benchmark", str(path), f"--output_dir={tmp_path / 'out'}"]
+    assert (nothing := run(*words, "--only=5", bare=True)).code == 2 and "only: expected <axis>=" in nothing.err
+    ran = run(*words, bare=True)
+    assert ran.code == 1 and "benchmark: 1 of 1 cells failed" in ran.err and "Traceback" not in ran.err
+    assert ran.out.startswith("report: ")
 
 
 def test_an_output_dir_that_is_a_file(run, tmp_path):
