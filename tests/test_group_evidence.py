@@ -154,7 +154,7 @@ def test_limits_are_those_of_the_count():
 
 
 def test_decoys_do_not_become_usual():
-    """Twelve fakes with four targets in common beside 400 users; then half of them only share 190 rare items instead."""
+    """Twelve fakes with four targets in common beside 400 users; then half only share 190 rare items instead."""
     genuine = popular_world(400, 400)
     genuine[:, -4:] = 0.0
     rng = np.random.default_rng(0)
