@@ -19,6 +19,7 @@ from recbole.utils.logger import RemoveColorFilter
 
 import recbole_robust
 from recbole_robust.config import Config
+from recbole_robust.config_checks import complaint_of_recbole
 from recbole_robust.data.card import files_digest
 from recbole_robust.types import Outcome, UserError
 
@@ -197,8 +198,8 @@ class _LogFile(logging.FileHandler):
 def log_to(path: Path) -> Iterator[None]:
     """Inside this block what RecBole and we log goes to a file; warnings go to stderr as ever.
 
-    A mistake of the user leaves nothing behind: neither the log nor empty folders that were not there before (another
-    process may have made those, and be about to write into them).
+    A mistake of the user, told by us or by RecBole, leaves nothing behind: neither the log nor empty folders that were
+    not there before (another process may have made those, and be about to write into them).
     """
     output_dir = path.parent.parent
     folders = (path.parent, output_dir / "saved", output_dir / "cards", output_dir / "clean", output_dir)
@@ -218,8 +219,8 @@ def log_to(path: Path) -> Iterator[None]:
     mistaken = False
     try:
         yield
-    except UserError:
-        mistaken = True
+    except Exception as error:
+        mistaken = isinstance(error, UserError) or complaint_of_recbole(error) is not None
         raise
     finally:
         root.removeHandler(handler)
