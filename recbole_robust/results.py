@@ -8,8 +8,9 @@ import json
 import logging
 import os
 import platform
+import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from recbole.utils.logger import RemoveColorFilter
 
 import recbole_robust
 from recbole_robust.config import Config
+from recbole_robust.config_checks import complaint_of_recbole
 from recbole_robust.data.card import files_digest
 from recbole_robust.types import Outcome, UserError
 
@@ -173,7 +175,7 @@ def read(path: Path) -> dict[str, Any]:
     """Read a result.json.
 
     Raises:
-        UserError: not JSON, or of another schema.
+        UserError: not JSON, of another schema, or with a value of another kind than a result's.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -184,7 +186,85 @@ def read(path: Path) -> dict[str, Any]:
     missing = [key for key in SHOWN if key not in content]
     if missing:
         raise UserError(f"result file {path}: expected a whole result, {missing[0]} is missing; --force runs again")
+    for place, value, (expected, allows) in _shown_values(content):
+        if not allows(value):
+            raise UserError(
+                f"result file {path}: {place}: expected {expected}, got {repr(value)[:80]}; --force runs again"
+            )
     return content
+
+
+Kind = tuple[str, Callable[[Any], bool]]
+_METRIC = re.compile(r"[^@]*(@[0-9]{1,9})?")
+
+
+def _or_null(kind: Kind) -> Kind:
+    return f"{kind[0]} or null", lambda value: value is None or kind[1](value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _mapping_of(name: str, allows: Callable[[Any], bool]) -> Kind:
+    return name, lambda value: isinstance(value, dict) and all(map(allows, value.values()))
+
+
+_TEXT: Kind = ("text", lambda v: isinstance(v, str))
+_WHOLE: Kind = ("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool))
+_MAPPING: Kind = ("a mapping", lambda v: isinstance(v, dict))
+_NUMBERS: Kind = (
+    "metrics with numbers, one of them name@K at least",
+    lambda v: (
+        isinstance(v, dict)
+        and all(_METRIC.fullmatch(name) and (one is None or _is_number(one)) for name, one in v.items())
+        and any("@" in name for name in v)
+    ),
+)
+_KINDS: dict[str, Kind] = {
+    "model": _TEXT, "dataset": _TEXT, "protocol": _TEXT, "attack": _or_null(_TEXT), "defense": _or_null(_TEXT),
+    "seed": _WHOLE, "config": _MAPPING, "poison": _or_null(_MAPPING), "baseline": _or_null(_MAPPING),
+    "detection": _or_null(_mapping_of("a mapping of mappings", _MAPPING[1])),
+    "recognition": _or_null(_mapping_of("a mapping of mappings", _MAPPING[1])),
+    "target_items": ("a list of texts", lambda v: isinstance(v, list) and all(isinstance(one, str) for one in v)),
+}  # fmt: skip
+_OPTIONAL_WHOLE, _OPTIONAL_NUMBER = _or_null(_WHOLE), _or_null(("a number", _is_number))
+_NOISE: dict[str, Kind] = {"noise_ratio": ("a number", _is_number), "noise_kind": _TEXT, "noise_unit": _TEXT}
+_FOUND: dict[str, dict[str, Kind]] = {
+    "detection": {
+        "n_flagged": _WHOLE, "n_genuine_lost": _WHOLE, "recall": _OPTIONAL_NUMBER, "auc": _OPTIONAL_NUMBER,
+    },
+    "recognition": {
+        "n_noisy": _WHOLE, "n_sequences": _WHOLE, "auc": _OPTIONAL_NUMBER, "mean_weight_noisy": _OPTIONAL_NUMBER,
+        "mean_weight_clean": _OPTIONAL_NUMBER,
+    },
+}  # fmt: skip
+
+
+def _shown_values(content: Mapping[str, Any]) -> Iterator[tuple[str, Any, Kind]]:
+    """Place, value and kind of what the table of a run is made of. What is inside comes after what it is in."""
+    for name, kind in _KINDS.items():
+        yield name, content[name], kind
+    for place, one in (("", content), ("baseline.", content["baseline"])):
+        if one is not None:
+            blocks = [one.get(condition) for condition in ("clean", "attacked")]
+            for name, block in zip(("clean", "attacked", "lift"), [*blocks, one.get("lift")], strict=True):
+                yield f"{place}{name}", block, _or_null(_NUMBERS)
+            yield f"{place}clean and attacked", blocks, ("one of them at least", any)
+    if content["baseline"] is not None:
+        yield "baseline.model", content["baseline"].get("model"), _TEXT
+    if content["poison"] is not None:
+        yield "poison.n_fake_users", content["poison"].get("n_fake_users"), _WHOLE
+        yield "poison.n_fillers", content["poison"].get("n_fillers"), _OPTIONAL_WHOLE
+    if content["config"].get("noise_ratio"):
+        for name, kind in _NOISE.items():
+            yield f"config.{name}", content["config"].get(name), kind
+    for name, kinds in _FOUND.items():
+        for condition, found in (content[name] or {}).items():
+            for key, kind in kinds.items():
+                yield f"{name}.{condition}.{key}", found.get(key), kind
+            if name == "detection" and found["recall"] is not None:
+                yield f"detection.{condition}.auc", found.get("auc"), ("a number beside a recall", _is_number)
 
 
 class _LogFile(logging.FileHandler):
@@ -197,8 +277,8 @@ class _LogFile(logging.FileHandler):
 def log_to(path: Path) -> Iterator[None]:
     """Inside this block what RecBole and we log goes to a file; warnings go to stderr as ever.
 
-    A mistake of the user leaves nothing behind: neither the log nor empty folders that were not there before (another
-    process may have made those, and be about to write into them).
+    A mistake of the user, told by us or by RecBole, leaves nothing behind: neither the log nor empty folders that were
+    not there before (another process may have made those, and be about to write into them).
     """
     output_dir = path.parent.parent
     folders = (path.parent, output_dir / "saved", output_dir / "cards", output_dir / "clean", output_dir)
@@ -218,8 +298,8 @@ def log_to(path: Path) -> Iterator[None]:
     mistaken = False
     try:
         yield
-    except UserError:
-        mistaken = True
+    except Exception as error:
+        mistaken = isinstance(error, UserError) or complaint_of_recbole(error) is not None
         raise
     finally:
         root.removeHandler(handler)

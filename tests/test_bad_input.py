@@ -57,6 +57,13 @@ FILES: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {  # wha
     "items, text for numbers": (replaced("item", "i0\t", "i0\tx"), DCN, ["toy.item: expected numbers"]),
     "items, commas": (replaced("item", "\t", ","), DCN, ["toy.item: expected a header"]),
     "items, a column twice": (replaced("item", "class:token_seq", "year:float"), DCN, ["expected each column"]),
+    # rows that RecBole would drop, or move, without a word
+    "a blank user": (replaced("inter", "\nu7\t", "\n\t"), [], ["toy.inter: expected a token of user_id", "none in"]),
+    "a blank item": (replaced("inter", "u0\ti28\t3", "u0\t\t3"), [], ["of item_id in each", "1 rows (first: row 1"]),
+    "a time of nan": (replaced("inter", "1000460", "nan"), [], ["finite numbers in timestamp, got 'nan' in 1 rows"]),
+    "a time of inf": (replaced("inter", "1000460", "-inf"), [], ["numbers in timestamp, got '-inf'", "(first: row 1 "]),
+    "a time of 1e400": (replaced("inter", "1000460", "1e400"), [], ["numbers in timestamp, got '1e400'"]),
+    "a time of NA": (replaced("inter", "1000460", "NA"), ["--model=BPR"], ["numbers in timestamp, got 'NA'"]),
     # names that collide with those of the fake users
     "a user named as a fake": (replaced("inter", "u7\t", "__fake_0\t"), AVERAGE, ["expected no user named __fake_<k>"]),
     "a user named as the last fake": (replaced("inter", "u7\t", "__fake_2\t"), AVERAGE, ["got __fake_2"]),

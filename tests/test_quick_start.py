@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from toy_splits import ATTACK, SMALL, VICTIMS, numbers
 
-from recbole_robust import UserError
+from recbole_robust import UserError, results
 from recbole_robust.cli import render
 from recbole_robust.data import load
 
@@ -117,6 +119,37 @@ def test_an_equal_run_is_reused_until_forced(run, trainings):
     assert len(trainings) == 4, "neither the file nor the clean cache is taken"
     assert again["path"] == first["path"]
     assert numbers(again) == numbers(first)
+
+
+def replaced_at(result: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
+    """The result with another value at a place such as ``poison.n_fillers``."""
+    first, _, rest = place.partition(".")
+    return {**result, first: replaced_at(result[first], rest, value) if rest else value}
+
+
+EDITED: dict[str, Any] = {  # place: a value that it cannot have
+    "clean": [1, 2], "attacked": "high", "lift": {"hit@5": True}, "baseline": 5, "baseline.model": None, "poison": 5,
+    "baseline.clean": {"hit@5": "x"}, "poison.n_fake_users": "many", "poison.n_fillers": [1], "config": None,
+    "model": 3, "seed": None, "target_items": "i3", "target_items ": [3], "detection": {"clean": 5}, "attack": {},
+    "detection ": {"clean": {"n_flagged": 1}}, "recognition": [1], "recognition ": {"clean": {"auc": "x"}},
+    "config.noise_ratio": "some", "clean ": {"hit": 0.5}, "clean  ": {"hit@five": 0.5}, "attacked ": {},
+}  # fmt: skip
+
+
+def test_a_stored_result_that_somebody_edited_is_told(run):
+    result = run(**ATTACK, baseline="DampedMean")
+    path = Path(result.pop("path"))
+    assert result["baseline"], "else its places are not tried"
+    for place, value in EDITED.items():
+        name = place.strip()
+        path.write_text(json.dumps(replaced_at(result, name, value)))
+        with pytest.raises(UserError, match=rf"^result file {re.escape(str(path))}: {re.escape(name)}[^\n]*expected"):
+            results.read(path)
+    path.write_text(json.dumps({**result, "clean": None, "attacked": None}))
+    with pytest.raises(UserError, match="clean and attacked: expected one of them at least"):
+        results.read(path)
+    path.write_text(json.dumps(result))
+    assert results.read(path) == result
 
 
 def test_display_keys_make_no_other_run_and_all_others_do(run, data_path, tmp_path):

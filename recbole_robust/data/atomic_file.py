@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -91,6 +92,16 @@ def _row_of_other_length(path: str, separator: str, n_columns: int) -> tuple[int
                     return line + int(k) + 1, int(columns[k])
             line += len(ends)
     return None
+
+
+def cells_as_written(path: str, name: str, separator: str = "\t", encoding: str | None = None) -> pd.Series:
+    """The text of a column, of each row below the header; a word that pandas takes for no value (NA, nan) is text."""
+
+    def is_it(column: str) -> bool:
+        return column.partition(":")[0] == name
+
+    options: Any = {"usecols": is_it, "dtype": str, "encoding": encoding, "keep_default_na": False}
+    return pd.read_csv(path, sep=separator, **options).iloc[:, 0].fillna("")
 
 
 def bad_number(path: str, separator: str = "\t", encoding: str | None = None) -> str | None:

@@ -18,7 +18,7 @@ import pandas as pd
 from recbole.utils.argument_list import dataset_arguments
 
 from recbole_robust.compat import PandasSafeDataset
-from recbole_robust.data.atomic_file import bad_number, check_atomic_file
+from recbole_robust.data.atomic_file import bad_number, cells_as_written, check_atomic_file
 from recbole_robust.data.card import PoisonCard
 from recbole_robust.data.heldout import heldout_split
 from recbole_robust.data.injection import add_fake_users, append_rows, fake_interactions
@@ -107,6 +107,8 @@ class AttackedMixin(PandasSafeDataset, _Base):
         check_atomic_file(*layout, {self.uid_field: "token", self.iid_field: "token", **kinds})
         try:
             feat = super()._load_feat(filepath, source)
+            if feat is not None:
+                self._keep_tokens(feat, layout, is_inter)
         except UserError:
             raise
         except (ValueError, KeyError, IndexError, pd.errors.ParserError) as error:
@@ -120,6 +122,33 @@ class AttackedMixin(PandasSafeDataset, _Base):
             if feat.empty:
                 raise UserError(f"{filepath}: expected rows below the header, got none")
         return feat
+
+    def _keep_tokens(self, feat: pd.DataFrame, layout: tuple[str, str, str | None], is_inter: bool) -> None:
+        """A user ``nan`` or an item ``NA`` is one as any other: pandas reads such words as no value, and RecBole then
+        drops their rows.
+
+        Raises:
+            UserError: an interaction without a user or an item, or with a time that is no finite number. (A blank time
+                is filled by the mean, as RecBole does.)
+        """
+        path, separator, encoding = layout
+        for name in (self.uid_field, self.iid_field):
+            if name in feat and feat[name].isna().any():
+                cells = cells_as_written(path, name, separator, encoding)
+                blank = np.flatnonzero(cells == "")
+                if is_inter and len(blank):
+                    raise UserError(f"{path}: expected a token of {name} in each row, got none in {len(blank)} rows "
+                                    f"(first: row {blank[0] + 1} below the header)")  # fmt: skip
+                feat[name] = cells.mask(cells == "")
+        time = self.time_field
+        if is_inter and time is not None and time in feat:  # a float: the header has been checked
+            odd = ~np.isfinite(feat[time].to_numpy())
+            if odd.any():
+                cells = cells_as_written(path, time, separator, encoding)
+                bad = np.flatnonzero(odd & (cells != "").to_numpy())
+                if len(bad):
+                    raise UserError(f"{path}: expected finite numbers in {time}, got {cells.iloc[bad[0]]!r} in "
+                                    f"{len(bad)} rows (first: row {bad[0] + 1} below the header)")  # fmt: skip
 
     def _load_inter_feat(self, token, dataset_path):
         names = self.benchmark_filename_list

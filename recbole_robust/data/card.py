@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,7 @@ class PoisonCard:
             targets = [_text(token) for token in content["target_items"]]
             settings = {key: value for key, value in content.items() if key not in _OWN_KEYS}
             recorded = content.pop("content_hash")
+            _check_settings(settings, len(labels), place)
         except OSError as error:
             raise UserError(f"poison: {place}: {error.strerror or error}") from None
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -162,6 +163,8 @@ class PoisonCard:
             raise UserError(f"poison: {place}: {error.strerror or error}") from None
         except ValueError as error:
             raise UserError(f"poison: {place}: {' '.join(str(error).split())}") from None
+        if labels and not len(profiles.item_ids):
+            raise UserError(f"poison: {place}: expected rows of the card's {len(labels)} fake users, got none")
         card = cls(dataset, targets, tokens, profiles, settings)
         found = content_hash(content)
         if recorded == found and content != card.content():  # the rows are others
@@ -207,6 +210,41 @@ def _check_is_inside(place: Path) -> None:
     """A card from somebody else reads nothing but its own files."""
     if place.is_symlink() and place.resolve().parent != place.parent.resolve():
         raise UserError(f"poison: {place}: expected a file of the card, got a link out of its folder")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
+
+
+def _check_settings(settings: dict[str, Any], n_labels: int, place: Path) -> None:
+    """The settings that are read have the kind that a run and a report expect; what is not there, or null, is passed.
+
+    Raises:
+        UserError: names the setting, what was expected and what came.
+    """
+    kinds: dict[str, tuple[str, Callable[[Any], bool]]] = {
+        "attack": ("text", lambda v: isinstance(v, str)),
+        "attack_args": ("a mapping", lambda v: isinstance(v, dict)),
+        "seed": ("a whole number", _is_whole),
+        "n_fake_users": (f"{n_labels}, as the labels say", lambda v: _is_whole(v) and v == n_labels),
+        "n_fillers": ("a whole number", _is_whole),
+        "rating_range": (
+            "[lowest, highest]",
+            lambda v: isinstance(v, list) and len(v) == 2 and all(map(_is_number, v)) and v[0] <= v[1],
+        ),
+        "stealth": (
+            "a mapping of names to numbers",
+            lambda v: isinstance(v, dict) and all(one is None or _is_number(one) for one in v.values()),
+        ),
+    }
+    for name, (expected, allows) in kinds.items():
+        value = settings.get(name)
+        if value is not None and not allows(value):
+            raise UserError(f"poison: {place}: {name}: expected {expected}, got {repr(value)[:80]}")
 
 
 def _text(value: Any) -> str:

@@ -222,6 +222,37 @@ def test_what_is_no_card_gives_one_clear_line(tmp_path, content, says):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("attack", ["x"], "text"),
+        ("attack_args", "x", "a mapping"),
+        ("seed", "x", "a whole number"),
+        ("seed", True, "a whole number"),
+        ("n_fake_users", 99, "2, as the labels say"),
+        ("n_fake_users", "2", "2, as the labels say"),
+        ("n_fillers", "x", "a whole number"),
+        ("n_fillers", -1, "a whole number"),
+        ("rating_range", 5, "[lowest, highest]"),
+        ("rating_range", [5, 1], "[lowest, highest]"),
+        ("stealth", 5, "a mapping of names to numbers"),
+        ("stealth", {"rdma": "low"}, "a mapping of names to numbers"),
+    ],
+)
+def test_settings_of_another_kind_are_refused_however_well_hashed(tmp_path, key, value, expected):
+    small(settings={"attack": "Mine", key: value}).save(tmp_path / "card")
+    with pytest.raises(UserError) as raised:
+        PoisonCard.load(tmp_path / "card")
+    place = tmp_path / "card" / "poison.json"
+    assert str(raised.value) == f"poison: {place}: {key}: expected {expected}, got {value!r}"
+
+
+def test_fake_users_without_a_row_are_refused_however_well_hashed(tmp_path):
+    small(profiles=fakes([0, 0, 0, 0], np.array([], dtype=np.int64), [])).save(tmp_path / "card")
+    with pytest.raises(UserError, match=r"toy.inter: expected rows of the card's 3 fake users, got none"):
+        PoisonCard.load(tmp_path / "card")
+
+
 def test_a_place_without_a_card(tmp_path):
     with pytest.raises(UserError, match=r"^poison: \S+nowhere: No such file"):
         PoisonCard.load(tmp_path / "nowhere")

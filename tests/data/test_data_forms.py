@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from recbole.config import Config as RecBoleConfig
@@ -55,6 +56,40 @@ def test_a_hidden_time_column_does_not_change_which_duplicate_the_victim_keeps(
     user, item = train.token2id("user_id", "u0"), train.token2id("item_id", "i0")
     assert train.inter_feat["rating"][train.inter_feat["user_id"] == user].tolist() == [kept]
     assert attacker_view(train).ratings[user - 1, item - 1] == kept
+
+
+# --- words that pandas takes for no value ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word", ["nan", "NA", "null", "None", "#N/A"])
+def test_a_user_and_an_item_of_any_name_keep_their_rows(write_data, toy_config, word):
+    def of(user: str, item: str) -> list[str]:
+        changed = {"u2": user, "i3": item}
+        rows = [line.split("\t") for line in DUPLICATES]
+        return ["\t".join([changed.get(row[0], row[0]), changed.get(row[1], row[1]), *row[2:]]) for row in rows]
+
+    def people(user: str) -> list[str]:
+        return ["user_id:token\tage:float", *(f"{user if u == 2 else f'u{u}'}\t{20 + u}" for u in range(5))]
+
+    splits = []
+    for name, user, item in (("plain", "u2", "i3"), ("odd", word, word)):
+        keys = write_data(name, inter=[f"{HEAD}\ttimestamp:float", *of(user, item)], user=people(user))
+        columns = {"inter": ["user_id", "item_id", "rating"], "user": ["user_id", "age"]}
+        splits.append(split(toy_config("MF", **keys, topk=[2], eval_args=ALL_TRAIN, load_col=columns)).train)
+    plain, odd = splits
+    assert_same_rows(odd.inter_feat, plain.inter_feat)
+    assert odd.user_feat["age"].tolist() == plain.user_feat["age"].tolist()
+    assert odd.token2id("user_id", word) == plain.token2id("user_id", "u2")
+    assert odd.token2id("item_id", word) == plain.token2id("item_id", "i3")
+
+
+def test_a_blank_time_is_the_mean(write_data, toy_config):
+    keys = write_data(inter=[f"{HEAD}\ttimestamp:float", *DUPLICATES, "u5\ti0\t4\t"])
+    train = split(toy_config("BPR", **keys, topk=[2], eval_args=ALL_TRAIN)).train
+    assert len(train.inter_feat) == 28
+    times = [float(line.rsplit("\t", 1)[1]) for line in DUPLICATES]
+    expected = np.array([30.0, *times[3:], np.mean(times)])  # of u0's three the latest
+    assert attacker_view(train).log.timestamps == pytest.approx(np.sort(expected))
 
 
 # --- RecBole alone -------------------------------------------------------------------------------------------------
