@@ -346,14 +346,20 @@ def render(result: dict[str, Any]) -> str:
     lines = [head, tabulate(table, headers=["model", "data", *names], disable_numparse=True)]
     for condition, found in (result["detection"] or {}).items():
         lost = f"{found['n_genuine_lost']} genuine users lost"
-        caught = "" if found["recall"] is None else f"{found['recall']:.0%} of the fakes, AUC {found['auc']:.3f}, "
+        auc = _or_dash(found["auc"])
+        caught = "" if found["recall"] is None else f"{found['recall']:.0%} of the fakes, AUC {auc}, "
         lines.append(f"flagged in the {condition} data: {found['n_flagged']} users, {caught}{lost}")
     for condition, found in (result["recognition"] or {}).items():
         n_noisy, means = found["n_noisy"], (found["mean_weight_noisy"], found["mean_weight_clean"])
-        weights = " and ".join("-" if mean is None else f"{mean:.3f}" for mean in means)
+        weights = " and ".join(_or_dash(mean) for mean in means)
         lines.append(f"noise in {n_noisy} of {found['n_sequences']} training sequences of the {condition} data: "
-                     f"recognition AUC {found['auc']:.3f}, mean weight noisy and clean {weights}")  # fmt: skip
+                     f"recognition AUC {_or_dash(found['auc'])}, mean weight noisy and clean {weights}")  # fmt: skip
     return "\n".join(lines)
+
+
+def _or_dash(value: float | None) -> str:
+    """A number that a result has as null where there is none (the AUC of one class)."""
+    return "-" if value is None else f"{value:.3f}"
 
 
 def render_card(content: dict[str, Any]) -> str:
@@ -368,7 +374,7 @@ def render_card(content: dict[str, Any]) -> str:
         "fake users": f"{n_fakes}, {100 * n_fakes / n_users:.1f} % of {n_users} genuine ones",
         "profile length": f"{content['n_rows'] / n_fakes:.1f}",
         "targets": ", ".join(f"{token} ({count} ratings)" for token, count in targets),
-        "stealth": ", ".join(f"{k} {'-' if v is None else f'{v:.3f}'}" for k, v in content["stealth"].items()),
+        "stealth": ", ".join(f"{k} {_or_dash(v)}" for k, v in content["stealth"].items()),
     }
     head = f"{content['dataset']}, protocol {content['protocol']}"
     if content["seed"] is not None:  # a file of fake users says nothing of seed, fillers and knowledge

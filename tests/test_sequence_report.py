@@ -37,6 +37,8 @@ def test_weights_are_written_with_what_is_known_of_the_noise(run, tmp_path, suff
     for name in ("auc", "ap", "effective_size"):
         assert result["clean"][f"recognition_{name}"] == found[name]
     assert f"recognition AUC {found['auc']:.3f}" in render(result)
+    stored = {**result, "recognition": {"clean": {**found, "auc": None}}}  # nan where all sequences are noisy
+    assert "recognition AUC -, mean weight" in render(stored)
 
 
 def test_positions_are_places_in_the_log(toy_config):
