@@ -68,6 +68,10 @@ TEXT: Check = ("text", lambda v: isinstance(v, str) and bool(v.strip()))
 MAPPING: Check = ("a mapping", lambda v: isinstance(v, Mapping))
 TOKEN: Check = ("a token", lambda v: isinstance(v, (str, int, float)) and not isinstance(v, bool) and v == v)
 EMPTY: Check = ("none", lambda v: v in (None, "None", "none"))
+COLUMNS: Check = (
+    "a mapping of inter, user and so on to lists of columns",
+    lambda v: isinstance(v, Mapping) and all(one is None or one == "*" or list_of(TEXT, 0)(one) for one in v.values()),
+)
 # RecBole's caches are pickles: who reads one runs what is in it. The data set read last is kept in memory anyway.
 NEVER: Check = ("false (RecBole's caches could run code when they are read)", lambda v: v is False)
 NO_CACHE: Check = ("none (RecBole's caches could run code when they are read)", EMPTY[1])
@@ -104,7 +108,7 @@ OPTIONAL = {
     "train_neg_sample_args", "base_model", "heldout_file", "poison", "checkpoint_dir", "gpu_id",
     "baseline", "pair_chunk", "atjt_phase_epochs", "recogniser_history",
     "export_weights", "negative_weight", "user_folds",
-    "recogniser_category",
+    "recogniser_category", "encoding", "discretization",
 }  # fmt: skip
 
 CHECKS: dict[str, Check] = {
@@ -123,7 +127,7 @@ CHECKS: dict[str, Check] = {
     "weight_decay": number(0),
     "net_weight_decay": number(0),
     "initial_accumulator_value": number(0),
-    "clip_grad_norm": MAPPING,
+    "clip_grad_norm": keyed(max_norm=number(0), norm_type=number(0), error_if_nonfinite=FLAG, foreach=FLAG),
     "embedding_size": whole(1),
     "damping": number(0),
     "rating_scale": either(one_of("max", "none"), number(0, open_low=True)),
@@ -228,7 +232,10 @@ CHECKS: dict[str, Check] = {
     "show_progress": FLAG,
     "use_gpu": FLAG,
     "gpu_id": GPU,
-    "worker": whole(0),
+    "worker": whole(0, 256),
+    "loss_decimal_place": whole(0),
+    "encoding": TEXT,
+    "discretization": MAPPING,
     "nproc": ("1 (training on several devices at once is not supported)", lambda v: v == 1),
     "local_rank": ("0 (training on several devices at once is not supported)", lambda v: v == 0),
     "state": ("one of debug, info, warning, error, critical",
@@ -241,8 +248,8 @@ CHECKS: dict[str, Check] = {
     "rating_range": RANGE,
     "rating_step": number(0),
     "rm_dup_inter": one_of("first", "last"),
-    "load_col": MAPPING,
-    "unload_col": MAPPING,
+    "load_col": COLUMNS,
+    "unload_col": COLUMNS,
     "unused_col": MAPPING,
     "threshold": MAPPING,
     "val_interval": ("a mapping of fields to intervals such as '[3,inf)'", lambda v: isinstance(v, Mapping) and all(
