@@ -46,6 +46,9 @@ def check_together(config: Config, final: dict[str, Any], explicit: bool) -> Non
         in_training = built.loss or built.training
         if in_training is not None:
             in_training.check(config.model, explicit)
+        if built.weights and final.get("group_weights"):
+            raise UserError(f"defense: expected --group_weights=false beside GroupWeights, since {config.model} weighs "
+                            "its ratings so itself, got true")  # fmt: skip
         if built.detectors and final["MODEL_TYPE"] == ModelType.KNOWLEDGE:
             raise UserError(f"defense: expected a model without a knowledge graph under {names[0]}, got {config.model}")
     if final.get("export_weights") and (final.get("atjt_weights") != "learned" or not final["noisy_seq_ratio"]):

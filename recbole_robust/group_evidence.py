@@ -84,7 +84,8 @@ def coordinated_raters(
     over the others, v, of the m_i users who gave i the top rating; 0 where u has rated i lower. How far u and v act
     like one, ``a_uvi`` in [0, 1], rises from 0 to 1 as their evidence goes from ``low * theta`` to ``high * theta``.
     Fans of an item share others, too: q, the mean of a_uvi over v that few top ratings exceed, is usual (told from the
-    items with more than ten top ratings, and each user has one vote, whatever the number of his ratings).
+    items with more than ten top ratings, or else with the most; each user has one vote, however many ratings). On clean
+    data 6 % of the top ratings of MovieLens-100K weigh 1 / (1 + c) < .6, and 7 % of those of MovieLens-1M.
 
     The evidence is ``s_uv = sum_j idf_j^3 / sqrt(l_u l_v)`` over the items j that both gave the top rating, with the
     terms of :func:`co_rating` and the length ``chance``; i itself counts by ``own_share``. theta is what hardly any

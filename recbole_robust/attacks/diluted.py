@@ -28,8 +28,9 @@ class Diluted:
     Reference: after the average-over-popular attack of N. Hurley, Z. Cheng, M. Zhang. Statistical Attack Detection.
     RecSys 2009, which hides from detectors that way; the copied fillers are CopyProfile's. The project's own, to test
     CoRating, GroupWeights and PurifyAugMF by an attacker who knows them: they weigh a common top rating by the item's
-    rarity and divide by the number of top ratings. Popular items add to the second and hardly to the first. With
-    ``target_mode: split`` the fakes have few targets in common as well.
+    rarity. CoRating divides by the number of top ratings, to which popular items add, and hardly to the rest; the other
+    two by what a user shares by chance, to which copied fillers at the top add (``top_share``). With ``target_mode:
+    split`` the fakes have few targets in common as well.
 
     Knowledge: gray-box; the rows of some users, which items are popular, the mean and deviation of each item's ratings.
 

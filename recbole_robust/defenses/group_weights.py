@@ -26,8 +26,9 @@ class GroupWeights:
             (Default: 0.3)
         high: ... and are one from here on. (Default: 1)
         own_share: how far the rated item is evidence itself, 0 to 1. (Default: 0.5)
-        usual: share of the top ratings that weigh 1 in any case, one vote a user, 0 to 1: fans of an item have others
-            in common, too. (Default: 0.95)
+        usual: quantile, one vote a user, of what stands behind the top ratings of items with more than ten that counts
+            as usual, 0 to 1. Fakes of more than 1 - usual of the users make themselves usual: then nothing weighs
+            less. (Default: 0.95)
     """
 
     low: float = 0.3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -93,6 +94,24 @@ def test_influence_is_how_a_step_on_a_fake_rating_moves_the_risk():
             moved_q[item] -= step * 2 / 60 * error * p[user]
             risks.append(risk_of(ratings, torch.cat([moved_p, moved_q])))
         torch.testing.assert_close((risks[1] - risks[0]) / step, found[item], rtol=1e-3, atol=1e-7)
+
+
+def test_the_users_drawn_are_those_of_the_model_s_vectors():
+    """Padding and room for ERM users are no users; ratings are on the model's scale; the sign is that of the risk."""
+    view, apt = low_rank(), APT(n_erm_users=4, n_selected=8, n_iterations=50, batch_size=512)
+    p, q = vectors(view)
+    padded = [torch.cat([9 * torch.ones(1, 4), x.float(), 9 * torch.ones(n, 4)]) for x, n in ((p, 4), (q, 0))]
+    model = SimpleNamespace(
+        rating_scale=5.0,
+        user_embedding=SimpleNamespace(weight=padded[0]),
+        item_embedding=SimpleNamespace(weight=padded[1]),
+    )
+    found = apt(model, view, rng=np.random.default_rng(3))
+    rng = np.random.default_rng(3)
+    influence = apt.influence(view.ratings / 5, p.float(), q.float(), rng).double().numpy()
+    expected = apt.profiles(influence, view, rng)
+    for mine, other in zip(asdict(found).values(), asdict(expected).values(), strict=True):
+        np.testing.assert_array_equal(mine, other)
 
 
 def dense_hessian(risk: SquaredError, n: int, d: int) -> torch.Tensor:

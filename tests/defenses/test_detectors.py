@@ -262,6 +262,7 @@ def test_mehta_flags_the_smallest_loadings():
         CoRating(),
         CoRating(n_neighbours=3, idf_power=1.5, length_power=1.0, top_rating=4),
         CoRating(n_neighbours=100, idf_power=0, length_power=0),
+        CoRating(length="chance", top_rating=4),
     ],
     ids=repr,
 )
@@ -275,7 +276,9 @@ def test_co_rating_is_its_definition(detector):
         shared = [sum(idf[i] for i in range(25) if top[u, i] and top[v, i]) for v in range(n_users) if v != u]
         k = min(detector.n_neighbours, n_users - 1)
         mean = sum(sorted(shared)[-k:]) / k
-        expected.append(mean / max(top[u].sum(), 1) ** detector.length_power)
+        chance = sum(idf[i] * (ratings[:, i] > 0).mean() for i in np.flatnonzero(top[u])) or 1.0
+        length = max(top[u].sum(), 1) if detector.length == "count" else chance
+        expected.append(mean / length**detector.length_power)
     np.testing.assert_allclose(detect(detector, ratings).scores, expected, atol=1e-12)
 
 

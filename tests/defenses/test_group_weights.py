@@ -159,6 +159,13 @@ def test_beside_a_defense_that_does_not_take_weights_it_is_refused(toy_config, o
         toy_config("MF" if other == "APT" else "BPR", defense=f"GroupWeights,{other}")
 
 
+def test_on_a_model_that_has_its_weights_already_it_is_refused(toy_config):
+    with pytest.raises(
+        UserError, match="defense: expected --group_weights=false beside GroupWeights, since PurifyAugMF"
+    ):
+        toy_config("PurifyAugMF", defense="GroupWeights")
+
+
 def test_beside_at_the_noise_is_that_of_weighted_samples(toy_config):
     keys = {"epochs": 6, "topk": [5], "target_items": ["i3"], "defense": "GroupWeights,AT"}
     both = train_and_evaluate(
