@@ -8,9 +8,8 @@ import json
 import logging
 import os
 import platform
-import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ import recbole_robust
 from recbole_robust.config import Config
 from recbole_robust.config_checks import complaint_of_recbole
 from recbole_robust.data.card import files_digest
+from recbole_robust.json_kinds import MAPPING, NUMBER, TEXT, TEXTS, WHOLE, Kind, are_metrics, is_number, or_null, short
 from recbole_robust.types import Outcome, UserError
 
 if TYPE_CHECKING:
@@ -188,54 +188,30 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"result file {path}: expected a whole result, {missing[0]} is missing; --force runs again")
     for place, value, (expected, allows) in _shown_values(content):
         if not allows(value):
-            raise UserError(
-                f"result file {path}: {place}: expected {expected}, got {repr(value)[:80]}; --force runs again"
-            )
+            raise UserError(f"result file {path}: {place}: expected {expected}, got {short(value)}; --force runs again")
     return content
 
 
-Kind = tuple[str, Callable[[Any], bool]]
-_METRIC = re.compile(r"[^@]*(@[0-9]{1,9})?")
-
-
-def _or_null(kind: Kind) -> Kind:
-    return f"{kind[0]} or null", lambda value: value is None or kind[1](value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-
-
-def _mapping_of(name: str, allows: Callable[[Any], bool]) -> Kind:
-    return name, lambda value: isinstance(value, dict) and all(map(allows, value.values()))
-
-
-_TEXT: Kind = ("text", lambda v: isinstance(v, str))
-_WHOLE: Kind = ("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool))
-_MAPPING: Kind = ("a mapping", lambda v: isinstance(v, dict))
 _NUMBERS: Kind = (
     "metrics with numbers, one of them name@K at least",
-    lambda v: (
-        isinstance(v, dict)
-        and all(_METRIC.fullmatch(name) and (one is None or _is_number(one)) for name, one in v.items())
-        and any("@" in name for name in v)
-    ),
+    lambda v: are_metrics(v) and any("@" in name for name in v),
 )
+_MAPPINGS: Kind = ("a mapping of mappings", lambda v: isinstance(v, dict) and all(map(MAPPING[1], v.values())))
 _KINDS: dict[str, Kind] = {
-    "model": _TEXT, "dataset": _TEXT, "protocol": _TEXT, "attack": _or_null(_TEXT), "defense": _or_null(_TEXT),
-    "seed": _WHOLE, "config": _MAPPING, "poison": _or_null(_MAPPING), "baseline": _or_null(_MAPPING),
-    "detection": _or_null(_mapping_of("a mapping of mappings", _MAPPING[1])),
-    "recognition": _or_null(_mapping_of("a mapping of mappings", _MAPPING[1])),
-    "target_items": ("a list of texts", lambda v: isinstance(v, list) and all(isinstance(one, str) for one in v)),
+    "model": TEXT, "dataset": TEXT, "protocol": TEXT, "attack": or_null(TEXT), "defense": or_null(TEXT),
+    "seed": WHOLE, "config": MAPPING, "poison": or_null(MAPPING), "baseline": or_null(MAPPING),
+    "detection": or_null(_MAPPINGS),
+    "recognition": or_null(_MAPPINGS),
+    "target_items": TEXTS,
 }  # fmt: skip
-_OPTIONAL_WHOLE, _OPTIONAL_NUMBER = _or_null(_WHOLE), _or_null(("a number", _is_number))
-_NOISE: dict[str, Kind] = {"noise_ratio": ("a number", _is_number), "noise_kind": _TEXT, "noise_unit": _TEXT}
+_OPTIONAL_WHOLE, _OPTIONAL_NUMBER = or_null(WHOLE), or_null(NUMBER)
+_NOISE: dict[str, Kind] = {"noise_ratio": NUMBER, "noise_kind": TEXT, "noise_unit": TEXT}
 _FOUND: dict[str, dict[str, Kind]] = {
     "detection": {
-        "n_flagged": _WHOLE, "n_genuine_lost": _WHOLE, "recall": _OPTIONAL_NUMBER, "auc": _OPTIONAL_NUMBER,
+        "n_flagged": WHOLE, "n_genuine_lost": WHOLE, "recall": _OPTIONAL_NUMBER, "auc": _OPTIONAL_NUMBER,
     },
     "recognition": {
-        "n_noisy": _WHOLE, "n_sequences": _WHOLE, "auc": _OPTIONAL_NUMBER, "mean_weight_noisy": _OPTIONAL_NUMBER,
+        "n_noisy": WHOLE, "n_sequences": WHOLE, "auc": _OPTIONAL_NUMBER, "mean_weight_noisy": _OPTIONAL_NUMBER,
         "mean_weight_clean": _OPTIONAL_NUMBER,
     },
 }  # fmt: skip
@@ -249,12 +225,12 @@ def _shown_values(content: Mapping[str, Any]) -> Iterator[tuple[str, Any, Kind]]
         if one is not None:
             blocks = [one.get(condition) for condition in ("clean", "attacked")]
             for name, block in zip(("clean", "attacked", "lift"), [*blocks, one.get("lift")], strict=True):
-                yield f"{place}{name}", block, _or_null(_NUMBERS)
+                yield f"{place}{name}", block, or_null(_NUMBERS)
             yield f"{place}clean and attacked", blocks, ("one of them at least", any)
     if content["baseline"] is not None:
-        yield "baseline.model", content["baseline"].get("model"), _TEXT
+        yield "baseline.model", content["baseline"].get("model"), TEXT
     if content["poison"] is not None:
-        yield "poison.n_fake_users", content["poison"].get("n_fake_users"), _WHOLE
+        yield "poison.n_fake_users", content["poison"].get("n_fake_users"), WHOLE
         yield "poison.n_fillers", content["poison"].get("n_fillers"), _OPTIONAL_WHOLE
     if content["config"].get("noise_ratio"):
         for name, kind in _NOISE.items():
@@ -264,7 +240,7 @@ def _shown_values(content: Mapping[str, Any]) -> Iterator[tuple[str, Any, Kind]]
             for key, kind in kinds.items():
                 yield f"{name}.{condition}.{key}", found.get(key), kind
             if name == "detection" and found["recall"] is not None:
-                yield f"detection.{condition}.auc", found.get("auc"), ("a number beside a recall", _is_number)
+                yield f"detection.{condition}.auc", found.get("auc"), ("a number beside a recall", is_number)
 
 
 class _LogFile(logging.FileHandler):

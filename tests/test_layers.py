@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / PACKAGE
 
 LAYERS = (
     ("compat", "types", "randomness", "properties_path", "file_lock"),
-    ("arguments", "foreign_files", "checkpoint", "yaml_text", "group_evidence"),
+    ("arguments", "foreign_files", "checkpoint", "yaml_text", "group_evidence", "json_kinds"),
     ("attacks", "trainer", "scores", "criterion_tap"),
     ("data", "evaluation", "defenses", "model", "initialisation"),
     ("config", "config_checks", "config_relations", "registry"),

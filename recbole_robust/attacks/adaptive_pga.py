@@ -51,9 +51,11 @@ class AdaptivePGA(PGA):
 
     def trust(self, view: AttackerView, rated_targets: Tensor) -> Callable[[Tensor], Tensor] | None:
         """As GroupWeights, with c_ut over the other fakes. Shape: ``(n_fake_users, n_items)`` each."""
+        if view.rating_min == view.rating_max:  # implicit data have no top ratings
+            return None
         keys = {"low": self.low, "high": self.high, "own_share": self.own_share, "usual": self.usual}
         limits = limits_of(view.ratings, view.rating_max, **keys)
-        if limits.theta == 0 or view.rating_min == view.rating_max:
+        if limits.theta == 0:
             return None
         dtype, n_users = rated_targets.dtype, view.n_users + len(rated_targets)
         is_top = torch.from_numpy(top_probability(view)).to(dtype)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from scipy.sparse import csr_matrix
 
 from recbole_robust.data.card_rows import rows_from_text, rows_to_text, written_whole
 from recbole_robust.data.injection import fake_tokens
+from recbole_robust.json_kinds import MAPPING, TEXT, Kind, is_whole, short
 from recbole_robust.types import AttackerView, FakeProfiles, UserError
 
 SCHEMA_VERSION = 2
@@ -212,8 +213,8 @@ def _check_is_inside(place: Path) -> None:
         raise UserError(f"poison: {place}: expected a file of the card, got a link out of its folder")
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+def _is_count(value: Any) -> bool:
+    return is_whole(value) and value >= 0
 
 
 def _is_number(value: Any) -> bool:
@@ -226,12 +227,12 @@ def _check_settings(settings: dict[str, Any], n_labels: int, place: Path) -> Non
     Raises:
         UserError: names the setting, what was expected and what came.
     """
-    kinds: dict[str, tuple[str, Callable[[Any], bool]]] = {
-        "attack": ("text", lambda v: isinstance(v, str)),
-        "attack_args": ("a mapping", lambda v: isinstance(v, dict)),
-        "seed": ("a whole number", _is_whole),
-        "n_fake_users": (f"{n_labels}, as the labels say", lambda v: _is_whole(v) and v == n_labels),
-        "n_fillers": ("a whole number", _is_whole),
+    kinds: dict[str, Kind] = {
+        "attack": TEXT,
+        "attack_args": MAPPING,
+        "seed": ("a whole number", _is_count),
+        "n_fake_users": (f"{n_labels}, as the labels say", lambda v: _is_count(v) and v == n_labels),
+        "n_fillers": ("a whole number", _is_count),
         "rating_range": (
             "[lowest, highest]",
             lambda v: isinstance(v, list) and len(v) == 2 and all(map(_is_number, v)) and v[0] <= v[1],
@@ -244,7 +245,7 @@ def _check_settings(settings: dict[str, Any], n_labels: int, place: Path) -> Non
     for name, (expected, allows) in kinds.items():
         value = settings.get(name)
         if value is not None and not allows(value):
-            raise UserError(f"poison: {place}: {name}: expected {expected}, got {repr(value)[:80]}")
+            raise UserError(f"poison: {place}: {name}: expected {expected}, got {short(value)}")
 
 
 def _text(value: Any) -> str:

@@ -2,39 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from recbole_robust.json_kinds import MAPPING, TEXT, TEXTS, WHOLE, Kind, are_metrics, is_whole, short
 from recbole_robust.types import UserError
 
 SCHEMA_VERSION = 1
-LARGEST = 1e300  # of a number; sums and quotients of such are still numbers
-_METRIC = re.compile(r"[^@]*(@[0-9]{1,9})?")
-
-Kind = tuple[str, Callable[[Any], bool]]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST < value < LARGEST
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
-
-
-def _are_numbers(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        _METRIC.fullmatch(name) and (one is None or _is_number(one)) for name, one in value.items()
-    )
-
-
-TEXT: Kind = ("text", lambda v: isinstance(v, str))
 NAME: Kind = ("a name", lambda v: isinstance(v, str | dict))  # older files have the attack with its settings
-WHOLE: Kind = ("a whole number", _is_whole)
-MAPPING: Kind = ("a mapping", lambda v: isinstance(v, dict))
-TEXTS: Kind = ("a list of texts", lambda v: isinstance(v, list) and all(isinstance(one, str) for one in v))
 GAINS: Kind = (
     "a list of mappings of texts",
     lambda v: (
@@ -42,7 +18,7 @@ GAINS: Kind = (
         and all(isinstance(one, dict) and all(isinstance(text, str) for text in one.values()) for one in v)
     ),
 )
-NUMBERS: Kind = ("metric names with numbers", _are_numbers)
+NUMBERS: Kind = ("metric names with numbers", are_metrics)
 
 _RESULT: dict[str, Kind] = {
     "command": TEXT, "model": TEXT, "base_model": TEXT, "dataset": TEXT, "protocol": TEXT, "attack": NAME,
@@ -63,15 +39,15 @@ def check_result(result: Mapping[str, Any], path: Path) -> None:
         UserError: names the file, the field, what was expected and what came.
     """
     if result["schema_version"] != SCHEMA_VERSION:
-        raise UserError(f"{path}: schema_version: expected {SCHEMA_VERSION}, got {_short(result['schema_version'])}")
+        raise UserError(f"{path}: schema_version: expected {SCHEMA_VERSION}, got {short(result['schema_version'])}")
     _check(result, _RESULT, f"{path}: ")
     cell = result.get("cell")
     if cell is not None and not (
         isinstance(cell, dict)
         and all(isinstance(cell.get(name), str) for name in ("dataset", "method"))
-        and _is_whole(cell.get("seed"))
+        and is_whole(cell.get("seed"))
     ):
-        raise UserError(f"{path}: cell: expected a mapping with dataset, method and a whole seed, got {_short(cell)}")
+        raise UserError(f"{path}: cell: expected a mapping with dataset, method and a whole seed, got {short(cell)}")
     _check(cell or {}, _LABELS, f"{path}: cell.")
     if "error" in result:
         return
@@ -89,11 +65,7 @@ def check_result(result: Mapping[str, Any], path: Path) -> None:
 def _check(values: Mapping[str, Any], kinds: Mapping[str, Kind], place: str) -> None:
     for name, (expected, allows) in kinds.items():
         if values.get(name) is not None and not allows(values[name]):
-            raise UserError(f"{place}{name}: expected {expected}, got {_short(values[name])}")
-
-
-def _short(value: Any) -> str:
-    return repr(value)[:80]
+            raise UserError(f"{place}{name}: expected {expected}, got {short(values[name])}")
 
 
 def check_grid(grid: Any, path: Path) -> dict[str, Any]:
