@@ -14,7 +14,7 @@ import os
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,17 +91,15 @@ def run_grid(
     check_workers(workers)
     asked = Asked.of(grid, output_dir, force, only, retry_failed, reuse)
     folder, content = asked.folder, asked.content
-    write_text(folder / GRID_FILE, _grid_file(content, asked.cells, asked.source))
-    for cell, found in asked.reused:
-        write_text(folder / f"{cell.id}.json", _to_text({**found, **_place(cell)}))
-
     n_failed = 0
     name = asked.cells[0].grid
-    results = _results(asked.pending, Path(output_dir), workers, address, force)
     with (
+        _running(asked.pending, Path(output_dir), workers, address, force) as results,
         tqdm(total=len(asked.pending), desc=name, unit="cell", disable=not progress, file=sys.stderr) as bar,
-        contextlib.closing(results),
     ):
+        write_text(folder / GRID_FILE, _grid_file(content, asked.cells, asked.source))
+        for cell, found in asked.reused:
+            write_text(folder / f"{cell.id}.json", _to_text({**found, **_place(cell)}))
         for cell, result in results:
             write_text(folder / f"{cell.id}.json", result)
             record = json.loads(result)
@@ -140,15 +138,13 @@ def _failed(cell: Cell, error: Exception) -> str:
     return _to_text(record)
 
 
-def _results(
+@contextlib.contextmanager
+def _running(
     cells: list[Cell], output_dir: Path, workers: int, address: str | None, force: bool
-) -> Generator[tuple[Cell, str], None, None]:
-    """Each cell with the text of its result, in order of completion."""
-    if not cells:
-        return
-    if not workers and address is None:
-        for cell in cells:
-            yield cell, run_cell(cell, output_dir, force)
+) -> Iterator[Iterator[tuple[Cell, str]]]:
+    """Each cell with the text of its result, in order of completion; the workers are there inside this block."""
+    if not cells or (not workers and address is None):
+        yield ((cell, run_cell(cell, output_dir, force)) for cell in cells)
         return
     output_dir = output_dir.absolute()
     places = {Path(str(cell.keys.get("output_dir", output_dir))).absolute() for cell in cells}
@@ -156,7 +152,7 @@ def _results(
         kept_folders(place / name for place in places for name in RUN_FOLDERS),
         ray_cluster(workers, address) as n_workers,
     ):
-        yield from _Crew(n_workers, output_dir, force).results(CellQueue(cells))
+        yield _Crew(n_workers, output_dir, force).results(CellQueue(cells))
 
 
 @contextlib.contextmanager

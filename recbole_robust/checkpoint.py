@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_robust.types import UserError
+from recbole_robust.whole_files import written_whole
 
 CHECKPOINT_VERSION = 2
 
@@ -64,17 +63,10 @@ def unpack(packed: dict[str, Any], device) -> Any:
 
 def save_atomically(state: dict[str, Any], path: str) -> None:
     """Write a checkpoint to a temporary name, then rename it: a killed run leaves no half file."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = f"{path}.{os.getpid()}.tmp"
     buffer = io.BytesIO()  # torch itself does not say why it cannot write
     torch.save(state, buffer)
-    try:
-        with open(temporary, "wb") as file:
-            file.write(buffer.getbuffer())
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+    with written_whole(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load_checkpoint(path: str, device="cpu") -> dict[str, Any]:

@@ -53,7 +53,7 @@ Every key of properties/*.yaml and of RecBole can be given as --key=value; neste
 
 OF_THE_MACHINE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE,
-    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
 SHORT = {"-m": "--model", "-d": "--dataset", "-h": "--help"}
 # true by themselves; no value after a blank
@@ -192,7 +192,7 @@ def _config_files(keys: dict[str, str]) -> list[str]:
 @contextlib.contextmanager
 def _complaints_of_recbole() -> Iterator[None]:
     """What RecBole raises on purpose inside this block is the user's mistake."""
-    from recbole_robust.config_checks import complaint_of_recbole
+    from recbole_robust.complaints import complaint_of_recbole
     from recbole_robust.types import UserError
 
     try:

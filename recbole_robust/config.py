@@ -23,12 +23,8 @@ from recbole.utils import EvaluatorType, InputType, ModelType
 
 from recbole_robust import registry
 from recbole_robust.compat import set_numpy_aliases
-from recbole_robust.config_checks import (
-    check_explicit,
-    check_kinds,
-    check_values,
-    complaint_of_recbole,
-)
+from recbole_robust.complaints import complaint_of_recbole
+from recbole_robust.config_checks import CHECKS, PARTS, check_explicit, check_kinds, check_values
 from recbole_robust.config_relations import check_together, complete_metrics
 from recbole_robust.data.noise import NOISE_KEYS
 from recbole_robust.properties_path import properties_dir
@@ -57,6 +53,7 @@ LONGEST_NAME = 200  # bytes of a data set's name: file systems allow 255, with a
 TARGET_KEYS = ("target_items", *DRAW_KEYS, "target_hr_denominator")
 MERGED_KEYS = ("attack_args", "defense_args")  # mappings that are merged key by key instead of replaced
 COUNT_OF = {"attack_size": "n_fake_users", "filler_size": "n_fillers"}  # a fraction, and the count that says the same
+NAME_KEYS = ("model", "dataset", "attack", "defense", "preset", "protocol")  # looked up in the registry
 NONE_KEYS = ("attack", "defense", "preset", "base_model", "poison", "heldout_file")  # "none" and "" mean no value here
 
 
@@ -105,7 +102,10 @@ class Config(RecBoleConfig):
         self._source: dict[str, str] = {}
         self._layers: list[dict[str, Any]] = []
         self._dotted: dict[tuple[str, ...], Any] = {}
+        self._ignored: list[str] = []
         super().__init__(model, dataset, config_file_list, config_dict)
+        for told in self._ignored:  # here, so that a mistake in another key is the only line
+            logger.warning(told)
 
     # --- what the user gives -------------------------------------------------------------------------------------
 
@@ -228,6 +228,12 @@ class Config(RecBoleConfig):
         keys = [key for key in POISON_KEYS if key != "poison" and self._is_given(key)]
         return [key for key in keys if values[key] not in (None, {})]
 
+    def unchecked_keys(self) -> dict[str, Any]:
+        """The user's keys whose values nothing has looked at: RecBole's own, and those of its models."""
+        checked = {*CHECKS, *PARTS, *NAME_KEYS, *MERGED_KEYS}
+        given = {**self.external_config_dict, **{path[0]: self[path[0]] for path in self._dotted}}
+        return {key: value for key, value in given.items() if key not in checked and key not in DISPLAY_KEYS}
+
     def _external(self, key: str) -> Any:
         return self.external_config_dict.get(key, self.internal_config_dict.get(key))
 
@@ -268,7 +274,7 @@ class Config(RecBoleConfig):
                 raise UserError(f"{error} (in {self._source.get(key, 'the call')})")
             if key not in general and key not in self.internal_config_dict:
                 owners = ", ".join(sorted(by_model[key])[:3])
-                logger.warning("key %s is not one of %s's (it is one of %s's): ignored", key, model, owners)
+                self._ignored.append(f"key {key} is not one of {model}'s (it is one of {owners}'s): ignored")
 
     # --- the final values -----------------------------------------------------------------------------------------
 

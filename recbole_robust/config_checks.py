@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dis
 import math
 import os
 import re
@@ -10,7 +9,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import recbole
 from recbole.evaluator.register import metric_types
 from recbole.utils import EvaluatorType
 
@@ -66,8 +64,10 @@ def keyed(**entries: Check) -> Check:
 FLAG: Check = ("true or false", lambda v: isinstance(v, bool))
 TEXT: Check = ("text", lambda v: isinstance(v, str) and bool(v.strip()))
 MAPPING: Check = ("a mapping", lambda v: isinstance(v, Mapping))
+CHARACTERS: Check = ("text", lambda v: isinstance(v, str) and bool(v))  # a blank is one
 TOKEN: Check = ("a token", lambda v: isinstance(v, (str, int, float)) and not isinstance(v, bool) and v == v)
 EMPTY: Check = ("none", lambda v: v in (None, "None", "none"))
+NAMES: Check = ("a list of names", list_of(TEXT, 0))
 COLUMNS: Check = (
     "a mapping of inter, user and so on to lists of columns",
     lambda v: isinstance(v, Mapping) and all(one is None or one == "*" or list_of(TEXT, 0)(one) for one in v.values()),
@@ -91,8 +91,8 @@ SPLIT = ("one of {'RS': [0.8, 0.1, 0.1]}, {'LS': valid_and_test | valid_only | t
          lambda v: isinstance(v, Mapping) and len(v) == 1 and keyed(
              RS=RATIOS, TS=RATIOS, LS=one_of("valid_and_test", "valid_only", "test_only"))[1](v))  # fmt: skip
 RANGE: Check = (
-    "[lowest, highest]",
-    lambda v: isinstance(v, (list, tuple)) and len(v) == 2 and all(map(_is_number, v)) and v[0] <= v[1],
+    "[lowest, highest], both in [-1e6, 1e6]",
+    lambda v: isinstance(v, (list, tuple)) and len(v) == 2 and all(map(number(-1e6, 1e6)[1], v)) and v[0] <= v[1],
 )
 GPU: Check = (
     "the numbers of GPUs, by commas",
@@ -108,7 +108,9 @@ OPTIONAL = {
     "train_neg_sample_args", "base_model", "heldout_file", "poison", "checkpoint_dir", "gpu_id",
     "baseline", "pair_chunk", "atjt_phase_epochs", "recogniser_history",
     "export_weights", "negative_weight", "user_folds",
-    "recogniser_category", "encoding", "discretization",
+    "recogniser_category", "encoding", "discretization", "additional_feat_suffix", "normalize_field",
+    "numerical_features", "alias_of_user_id", "alias_of_item_id", "alias_of_entity_id", "alias_of_relation_id",
+    "preload_weight", "seq_len",
 }  # fmt: skip
 
 CHECKS: dict[str, Check] = {
@@ -120,8 +122,8 @@ CHECKS: dict[str, Check] = {
     "seed": whole(0, 2**32 - 1),
     "new_fans": whole(0),
     "track_every": whole(0),
-    "learner": ("one of adam, adamw, sgd, adagrad, rmsprop, sparse_adam",
-                lambda v: str(v).lower() in ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")),
+    "learner": ("one of adam, adamw, sgd, adagrad, rmsprop",  # RecBole's sparse_adam: no model has sparse gradients
+                lambda v: str(v).lower() in ("adam", "adamw", "sgd", "adagrad", "rmsprop")),
     "learning_rate": number(0, 1e6, open_low=True),  # torch cannot even take a step of 1e39
     "net_learning_rate": number(0, 1e6, open_low=True),
     "weight_decay": number(0),
@@ -251,7 +253,20 @@ CHECKS: dict[str, Check] = {
     "load_col": COLUMNS,
     "unload_col": COLUMNS,
     "unused_col": MAPPING,
-    "threshold": MAPPING,
+    "threshold": ("a mapping of columns to numbers",
+                  lambda v: isinstance(v, Mapping) and all(map(_is_number, v.values()))),
+    "field_separator": CHARACTERS,
+    "seq_separator": CHARACTERS,
+    "additional_feat_suffix": NAMES,
+    "normalize_field": NAMES,
+    "numerical_features": NAMES,
+    "alias_of_user_id": NAMES,
+    "alias_of_item_id": NAMES,
+    "alias_of_entity_id": NAMES,
+    "alias_of_relation_id": NAMES,
+    "preload_weight": MAPPING,
+    "seq_len": MAPPING,
+    "MAX_ITEM_LIST_LENGTH": whole(1),
     "val_interval": ("a mapping of fields to intervals such as '[3,inf)'", lambda v: isinstance(v, Mapping) and all(
         INTERVAL[1](entry) for entry in v.values())),
     "user_inter_num_interval": INTERVAL,
@@ -370,25 +385,3 @@ def check_kinds(defaults: Mapping[str, Any], given: dict[str, Any]) -> None:
                 if not allows(value):
                     raise UserError(f"{key}: expected {expected} (default: {default}), got {value!r}")
                 break
-
-
-# --- RecBole's own checks ---------------------------------------------------------------------------------------------
-
-_RAISE = dis.opmap["RAISE_VARARGS"]
-_RECBOLE = str(Path(recbole.__file__).parent) + os.sep
-
-
-def complaint_of_recbole(error: BaseException) -> str | None:
-    """The message of an exception that RecBole raises on purpose (``raise ValueError("Some users ...")``).
-
-    None for an exception that merely happens inside RecBole, or elsewhere: that is a bug, not the user's mistake.
-    """
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None or not isinstance(error, (ValueError, TypeError, NotImplementedError, RuntimeError)):
-        return None
-    code = trace.tb_frame.f_code
-    if not code.co_filename.startswith(_RECBOLE) or code.co_code[trace.tb_lasti] != _RAISE:
-        return None
-    return " ".join(str(error).split()) or None

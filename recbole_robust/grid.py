@@ -36,6 +36,7 @@ from recbole_robust.yaml_text import YamlLoader, from_yaml
 AXES = ("dataset", "attack", "method", "target_set", "seed")
 # A grid compares methods by its own rows, and keeps numbers, not weights.
 RUN_DEFAULTS = {"baseline": "none", "show_progress": False, "save_checkpoint": False, "log_tensorboard": False}
+LARGEST_SEED = 2**32 - 1
 _FIELDS = ("name", "datasets", "attacks", "methods", "target_sets", "seeds", "config", "report")
 _MAIN_KEY = {"datasets": "dataset", "attacks": "attack", "methods": "model", "target_sets": "target_items"}
 _OWNED = ("model", "dataset", "attack", "poison", "seed")  # set by the axes, so not by ``config``
@@ -226,7 +227,7 @@ def _check_overlap(axes: Mapping[str, list[tuple[str, dict[str, Any]]]]) -> None
 
 
 def _seeds(grid: Mapping[str, Any]) -> list[int]:
-    seeds = grid.get("seeds")
+    given = seeds = grid.get("seeds")
     if isinstance(seeds, Mapping):
         span = {"start": 0, **seeds}
         if (
@@ -235,9 +236,11 @@ def _seeds(grid: Mapping[str, Any]) -> list[int]:
             or not 1 <= span["count"] <= 10**5
         ):
             raise UserError(f"seeds: expected a list or {{start: 0, count: 10}} with count >= 1, got {dict(seeds)!r}")
-        return list(range(span["start"], span["start"] + span["count"]))
+        seeds = range(span["start"], span["start"] + span["count"])
     if not isinstance(seeds, Sequence) or isinstance(seeds, str) or not seeds or not all(_whole(s) for s in seeds):
-        raise UserError(f"seeds: expected a list of whole numbers >= 0 or {{start: 0, count: 10}}, got {seeds!r}")
+        raise UserError(f"seeds: expected a list of whole numbers >= 0 or {{start: 0, count: 10}}, got {given!r}")
+    if max(seeds) > LARGEST_SEED:
+        raise UserError(f"seeds: expected at most {LARGEST_SEED}, got {max(seeds)}")
     if len(set(seeds)) < len(seeds):
         raise UserError(f"seeds: expected seeds that differ, got {list(seeds)!r}")
     return list(seeds)

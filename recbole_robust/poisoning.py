@@ -15,6 +15,7 @@ import numpy as np
 
 import recbole_robust
 from recbole_robust import group_evidence, registry, results
+from recbole_robust.complaints import blaming
 from recbole_robust.config import DRAW_KEYS, Config
 from recbole_robust.data.atomic_file import column_names
 from recbole_robust.data.card import SCHEMA_VERSION, PoisonCard, bytes_digest, card_folder
@@ -104,7 +105,8 @@ def run_attack(
     if not from_json and (config["poison"] or not config["attack"]):
         raise UserError("attack: expected --attack=<name> or --from_json=<file>, got neither")
     name = Path(from_json).stem if from_json else config["attack"]
-    with results.log_to(Path(config["output_dir"]) / "log" / f"attack-{config['dataset']}-{name}-{config.key()}.log"):
+    log = Path(config["output_dir"]) / "log" / f"attack-{config['dataset']}-{name}-{config.key()}.log"
+    with results.log_to(log), blaming(config.unchecked_keys()):
         stored = card_from_json(config, from_json) if from_json else stored_card(config)
     assert stored is not None
     return stored

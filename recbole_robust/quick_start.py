@@ -22,6 +22,7 @@ from recbole.utils import ModelType, init_seed
 import recbole_robust
 from recbole_robust import results
 from recbole_robust.baselines import baseline_config
+from recbole_robust.complaints import blaming
 from recbole_robust.config import POISON_KEYS, TARGET_KEYS, Config
 from recbole_robust.data.card import PoisonCard, bytes_digest
 from recbole_robust.data.injection import without_fakes
@@ -287,7 +288,8 @@ def run_recbole_robust(
     path = Path(config["output_dir"]) / results.run_key(config, data_digest(config)) / "result.json"
     if path.is_file() and not config["force"]:
         return {**results.read(path), "path": str(path)}
-    with results.log_to(Path(config["output_dir"]) / "log" / f"{path.parent.name}.log"):
+    log = Path(config["output_dir"]) / "log" / f"{path.parent.name}.log"
+    with results.log_to(log), blaming(config.unchecked_keys()):
         planning = time.perf_counter()
         poison = stored_card(config)
         card = poison.card if poison else None

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import platform
 import shlex
 from collections.abc import Iterator, Mapping
@@ -18,11 +17,12 @@ import numpy as np
 from recbole.utils.logger import RemoveColorFilter
 
 import recbole_robust
+from recbole_robust.complaints import complaint_of_recbole
 from recbole_robust.config import Config
-from recbole_robust.config_checks import complaint_of_recbole
 from recbole_robust.data.card import files_digest
 from recbole_robust.json_kinds import MAPPING, NUMBER, TEXT, TEXTS, WHOLE, Kind, are_metrics, is_number, or_null, short
 from recbole_robust.types import Outcome, UserError
+from recbole_robust.whole_files import written_whole
 
 if TYPE_CHECKING:
     from recbole_robust.poisoning import StoredCard
@@ -154,13 +154,8 @@ def command_of(config: Config, command_line) -> str:
 
 def write(result: Mapping[str, Any], path: Path) -> None:
     """Write a JSON file whole: to a temporary name, then renamed. NaN becomes null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with written_whole(path) as temporary:
         temporary.write_text(json.dumps(_no_nan(result), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _no_nan(value: Any) -> Any:
@@ -251,7 +246,7 @@ class _LogFile(logging.FileHandler):
 
 @contextlib.contextmanager
 def log_to(path: Path) -> Iterator[None]:
-    """Inside this block what RecBole and we log goes to a file; warnings go to stderr as ever.
+    """Inside this block what RecBole and we log goes to a file, warnings too: RecBole's are many and say little.
 
     A mistake of the user, told by us or by RecBole, leaves nothing behind: neither the log nor empty folders that were
     not there before (another process may have made those, and be about to write into them).

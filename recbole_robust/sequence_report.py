@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any
 
 import pandas as pd
 
 from recbole_robust.data.instances import instances_of
 from recbole_robust.evaluation.recognition import recognition_report
+from recbole_robust.whole_files import written_whole
 
 
 def recognition_of(model: Any, train: Any) -> dict[str, float | int] | None:
@@ -25,7 +26,7 @@ def recognition_of(model: Any, train: Any) -> dict[str, float | int] | None:
     return recognition_report(weights[genuine], found.history_noise[genuine], found.target_noise[genuine])
 
 
-def export_weights(model: Any, train: Any, path: str | Path) -> None:
+def export_weights(model: Any, train: Any, path: str | os.PathLike[str]) -> None:
     """Write user, position, item and weight of each training sequence; beside them the noise, where it is known."""
     found = instances_of(train)
     weights = model.instance_weights(train.inter_feat).numpy()
@@ -34,8 +35,8 @@ def export_weights(model: Any, train: Any, path: str | Path) -> None:
         table["history_noise"], table["target_noise"] = found.history_noise, found.target_noise
     if train.n_fake_users:
         table["is_fake"] = found.is_fake
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    if str(path).endswith(".csv"):
-        table.to_csv(path, index=False)
-    else:
-        table.to_parquet(path, index=False)
+    with written_whole(path) as temporary:
+        if str(path).endswith(".csv"):
+            table.to_csv(temporary, index=False)
+        else:
+            table.to_parquet(temporary, index=False)

@@ -47,7 +47,7 @@ FILES: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {  # wha
     "users, no types": (replaced("user", "age:float", "age"), DCN, ["toy.user: expected a header", "'age'"]),
     "users, bad type": (replaced("user", "age:float", "age:flt"), DCN, ["toy.user", "'age:flt'"]),
     "users, text for numbers": (replaced("user", "u0\t", "u0\tx"), DCN, ["toy.user: expected numbers"]),
-    "users, no id": (replaced("user", "user_id:token", "visitor:token"), DCN, ["uid_field must be loaded"]),
+    "users, no id": (replaced("user", "user_id:token", "visitor:token"), DCN, ["expected a column user_id (load_col)"]),
     "users, id a number": (replaced("user", "user_id:token", "user_id:float"), DCN, ["expected user_id:token"]),
     "users, a column twice": (replaced("user", "gender:token", "age:token"), DCN, ["expected each column once"]),
     "users, a short row": (replaced("user", "u5\t", "u5"), DCN, ["toy.user: expected 3 columns", "got 2 in line 7"]),
@@ -57,6 +57,18 @@ FILES: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {  # wha
     "items, text for numbers": (replaced("item", "i0\t", "i0\tx"), DCN, ["toy.item: expected numbers"]),
     "items, commas": (replaced("item", "\t", ","), DCN, ["toy.item: expected a header"]),
     "items, a column twice": (replaced("item", "class:token_seq", "year:float"), DCN, ["expected each column"]),
+    "users, one twice": (replaced("user", "u5\t", "u4\t"), DCN, ["one row for each user_id, got more for u4"]),
+    "items, one twice": (replaced("item", "i5\t", "i4\t"), DCN, ["one row for each item_id, got more for i4"]),
+    "a column that is not there": (
+        replaced("user", "age:float", "years:float"), DCN, ["expected a column age (load_col), got user_id"]),
+    "no column that is there": (
+        replaced("user", "age:float", "years:float"),
+        [*DCN[:1], "--load_col={'inter': ['user_id', 'item_id', 'rating'], 'user': ['age']}", *DCN[2:]],
+        ["expected a column age (load_col), got none"]),
+    "an endless feature": (
+        replaced("user", "u0\t60", "u0\tinf"), [*DCN, "--numerical_features=['age']"], ["toy: age: expected finite"]),
+    "a byte order mark": (
+        replaced("inter", "user_id:token", "\ufeffuser_id:token"), [], ["without a byte order mark", "utf-8-sig"]),
     # rows that RecBole would drop, or move, without a word
     "a blank user": (replaced("inter", "\nu7\t", "\n\t"), [], ["toy.inter: expected a token of user_id", "none in"]),
     "a blank item": (replaced("inter", "u0\ti28\t3", "u0\t\t3"), [], ["of item_id in each", "1 rows (first: row 1"]),
@@ -101,6 +113,30 @@ HUGE: dict[str, tuple[list[str], list[str]]] = {
     "clip_grad_norm": (["--clip_grad_norm={foo: 3}"], ["clip_grad_norm: expected", "max_norm", "got {'foo': 3}"]),
     "discretization": (["--discretization=x"], ["discretization: expected a mapping, got 'x'"]),
     "worker": (["--worker=1000000"], ["worker: expected a whole number from 0 to 256, got 1000000"]),
+    "more fakes than sense": ([*AVERAGE[:1], f"--n_fake_users={10**11}"], ["n_fake_users: expected at most 800 (10 a"]),
+    "a learner of sparse gradients": (["--learner=sparse_adam"], ["learner: expected one of adam", "'sparse_adam'"]),
+    "a rating scale without end": (["--rating_range=[-1e308,1e308]"], ["rating_range: expected [lowest"]),
+    "a threshold in words": (
+        [*DCN[:1], "--threshold={'rating': 'x'}"],
+        ["threshold: expected a mapping of"],
+    ),
+    "sequences of nothing": (
+        ["--model=SASRec", "--MAX_ITEM_LIST_LENGTH=0"],
+        ["MAX_ITEM_LIST_LENGTH: expected a"],
+    ),
+    "alias_of_user_id": (["--alias_of_user_id=5"], ["alias_of_user_id: expected a list of names, got 5"]),
+    "normalize_field": (["--normalize_field=5"], ["normalize_field: expected a list of names, got 5"]),
+    "preload_weight": (["--preload_weight=5"], ["preload_weight: expected a mapping, got 5"]),
+    "additional_feat_suffix": (["--additional_feat_suffix=5"], ["additional_feat_suffix: expected a list"]),
+    "field_separator": (["--field_separator=5"], ["field_separator: expected text, got 5"]),
+    "half a layer": (["--model=LightGCN", "--n_layers=2.5"], ["n_layers: expected what", "got 2.5: TypeError"]),
+    "a dropout of 2": (
+        ["--model=NeuMF", "--dropout_prob=2"],
+        ["dropout_prob: expected what", "between 0 and 1"],
+    ),
+    "a network of nothing": (["--model=NeuMF", "--mlp_hidden_size=[]"], ["mlp_hidden_size: expected", "IndexError"]),
+    "an unknown activation": (["--model=SASRec", "--hidden_act=foo"], ["hidden_act: expected", "KeyError: 'foo'"]),
+    "a key of another model's beside it": (["--n_layers=2", "--epochs=x"], ["epochs: expected a whole number >= 0"]),
     "unicode target": (["--target_items=[ї3]"], ["target_items: expected tokens", "ї3"]),
     "a target with a tab": (["--target_items=['i\t3']"], ["target_items: expected tokens"]),
     "an emoji attack": (["--attack=🦊"], ["unknown attack '🦊'"]),

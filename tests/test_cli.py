@@ -21,7 +21,7 @@ from recbole.utils import init_seed
 import recbole_robust
 from recbole_robust import cli, quick_start, registry
 from recbole_robust.cli import main, parse
-from recbole_robust.config_checks import complaint_of_recbole
+from recbole_robust.complaints import blaming, complaint_of_recbole
 from recbole_robust.data import attacked_dataset
 from recbole_robust.data.card import PoisonCard
 from recbole_robust.types import UserError
@@ -342,7 +342,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {  # what: (words, what the li
         ["--dataset=highrating", "--rating_range=[1,5]"],
         ["rating: expected ratings in [1, 5] (rating_range), got 9.0 in 1 rows", "user u0"],
     ),
-    "rating_range": (["--rating_range=[5,1]"], ["rating_range: expected [lowest, highest], got [5, 1]"]),
+    "rating_range": (["--rating_range=[5,1]"], ["rating_range: expected [lowest, highest], both in", "got [5, 1]"]),
     "text for ratings": (["--dataset=textrating"], ["textrating.inter: expected numbers in rating:float, got 'good'"]),
     "NaN ratings, implicit victim": (
         ["--model=BPR", "--dataset=nanrating", "--load_col.inter=[user_id,item_id,rating]", "--attack=Random"],
@@ -428,6 +428,7 @@ def test_bad_config_files(content, told, run, tmp_path, output_dir):
         ("a: [\n", ["not valid YAML"]),
         ("name: x\nsedes: [1]\n", ["grid: expected the fields", "'sedes'"]),
         ("name: x\ndatasets: [toy]\nmethods: [{model: MF}]\nseeds: [-1]\n", ["seeds: expected"]),
+        (f"name: x\ndatasets: [toy]\nmethods: [{{model: MF}}]\nseeds: [{10**30}]\n", ["seeds: expected at most 42"]),
         ("name: ../x\ndatasets: [toy]\nmethods: [{model: MF}]\nseeds: [0]\n", ["name: expected", "'../x'"]),
     ],
 )
@@ -612,6 +613,39 @@ def test_a_complaint_is_raised_by_recbole_itself(toy_config):
         raise ValueError("ours")
     assert complaint_of_recbole(caught.value) is None
     assert complaint_of_recbole(ValueError("never raised")) is None
+
+
+def _raised_in(call) -> BaseException:
+    with pytest.raises(BaseException) as caught:
+        call()
+    return caught.value
+
+
+def test_what_recbole_runs_into_is_laid_to_the_keys_that_nothing_has_checked():
+    def in_recbole():
+        init_seed("text", True)  # numpy raises below RecBole
+
+    def ours():
+        raise KeyError("ours")
+
+    def full():
+        raise OSError(28, "full")
+
+    def under(keys, call):
+        with blaming(keys):
+            call()
+
+    told = str(_raised_in(lambda: under({"a": 2.5, "b": "x"}, in_recbole)))
+    assert told.startswith("a, b: expected what RecBole can work with, got 2.5, 'x': TypeError: ")
+    assert told.endswith(")") and "(utils.py:" in told
+    assert type(_raised_in(lambda: under({}, in_recbole))) is TypeError  # no key: a bug
+    assert type(_raised_in(lambda: under({"a": 1}, ours))) is KeyError
+    assert type(_raised_in(lambda: under({"a": 1}, full))) is OSError
+
+
+def test_the_keys_that_nothing_has_checked(toy_config):
+    config = toy_config(model="LightGCN", n_layers=2, reg_weight=0.1, seed=3, attack="Average")
+    assert config.unchecked_keys() == {"n_layers": 2, "reg_weight": 0.1}
 
 
 def test_our_own_bug_propagates(run, monkeypatch):

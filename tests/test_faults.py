@@ -81,6 +81,7 @@ def test_on_a_full_disk_the_old_file_stays_and_no_half_one_is_left(what, there, 
     with full_after(4096), pytest.raises(OSError) as caught:
         WRITERS[what](path)
     assert caught.value.errno == errno.EFBIG
+    assert str(path) in str(caught.value.filename)  # that is what the line on stderr names
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
@@ -135,6 +136,11 @@ def test_a_fault_of_the_machine_is_one_line_and_the_next_run_is_whole(what, numb
     code, out, err = command(*ATTACK)
     assert (code, err) == (0, "")
     assert result_of(out)["lift"]
+
+
+def test_a_folder_that_nobody_can_make_is_one_line(command):
+    code, out, err = command("--checkpoint_dir=/proc/here")
+    assert (code, out, err) == (2, "", "error: No such file or directory: /proc/here\n")
 
 
 def test_a_log_that_cannot_be_written_spoils_nothing(tmp_path, capsys):

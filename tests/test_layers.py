@@ -13,11 +13,11 @@ PACKAGE = "recbole_robust"
 SOURCE = Path(__file__).parents[1] / PACKAGE
 
 LAYERS = (
-    ("compat", "types", "randomness", "properties_path", "file_lock"),
+    ("compat", "types", "randomness", "properties_path", "file_lock", "whole_files"),
     ("arguments", "foreign_files", "checkpoint", "yaml_text", "group_evidence", "json_kinds"),
     ("attacks", "trainer", "scores", "criterion_tap"),
     ("data", "evaluation", "defenses", "model", "initialisation"),
-    ("config", "config_checks", "config_relations", "registry"),
+    ("config", "config_checks", "config_relations", "complaints", "registry"),
     ("quick_start", "defending", "poisoning", "results", "tracking", "sequence_report", "baselines"),
     ("statistics", "grid", "reuse", "schedule", "cluster", "benchmark", "sweep", "report", "audit"),
     ("cli",),

@@ -39,6 +39,8 @@ def check_atomic_file(
         raise UserError(f"encoding: expected the name of a text encoding, got {encoding!r}") from None
     except ValueError:
         raise UserError(f"{path}: expected {encoding or 'UTF-8'} text, got other bytes") from None
+    if header.startswith("\ufeff"):
+        raise UserError(f"{path}: expected text without a byte order mark, got one (--encoding=utf-8-sig reads it)")
     names = [_checked(column, path, separator, types or {}) for column in header.split(separator)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

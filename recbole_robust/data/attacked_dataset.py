@@ -18,7 +18,7 @@ import pandas as pd
 from recbole.utils.argument_list import dataset_arguments
 
 from recbole_robust.compat import PandasSafeDataset
-from recbole_robust.data.atomic_file import bad_number, cells_as_written, check_atomic_file
+from recbole_robust.data.atomic_file import bad_number, check_atomic_file
 from recbole_robust.data.card import PoisonCard
 from recbole_robust.data.heldout import heldout_split
 from recbole_robust.data.injection import add_fake_users, append_rows, fake_interactions
@@ -27,6 +27,7 @@ from recbole_robust.data.newcomers import FAN_KEYS, Newcomers, hold_out_fans
 from recbole_robust.data.noise import InteractionNoise
 from recbole_robust.data.noisy_split import NoiseFlags, add_noise
 from recbole_robust.data.poison import CHOICE_KEYS, Poison, targets_of
+from recbole_robust.data.table_checks import check_named_columns, check_numerical, check_one_row_each, keep_tokens
 from recbole_robust.data.user_folds import one_instance_a_user
 from recbole_robust.data.views import RawLog, rating_grid
 from recbole_robust.randomness import global_state_kept
@@ -102,13 +103,14 @@ class AttackedMixin(PandasSafeDataset, _Base):
 
     def _load_feat(self, filepath, source):
         layout = (filepath, self.config["field_separator"], self.config["encoding"])
-        is_inter = getattr(source, "value", source) == "inter"
-        kinds = {self.config["RATING_FIELD"]: "float", self.time_field: "float"} if is_inter else {}
-        check_atomic_file(*layout, {self.uid_field: "token", self.iid_field: "token", **kinds})
+        kind = getattr(source, "value", source)
+        is_inter = kind == "inter"
+        types = {self.config["RATING_FIELD"]: "float", self.time_field: "float"} if is_inter else {}
+        check_atomic_file(*layout, {self.uid_field: "token", self.iid_field: "token", **types})
         try:
             feat = super()._load_feat(filepath, source)
             if feat is not None:
-                self._keep_tokens(feat, layout, is_inter)
+                keep_tokens(feat, layout, [self.uid_field, self.iid_field], self.time_field, is_inter)
         except UserError:
             raise
         except (ValueError, KeyError, IndexError, pd.errors.ParserError) as error:
@@ -121,34 +123,10 @@ class AttackedMixin(PandasSafeDataset, _Base):
                     raise UserError(f"{filepath}: expected a column {name}:token (load_col), got {found}")
             if feat.empty:
                 raise UserError(f"{filepath}: expected rows below the header, got none")
+        elif feat is not None:
+            check_one_row_each(feat, filepath, {"user": self.uid_field, "item": self.iid_field}.get(kind))
+        check_named_columns(feat, filepath, getattr(self.config, "external_config_dict", {}).get("load_col"), kind)
         return feat
-
-    def _keep_tokens(self, feat: pd.DataFrame, layout: tuple[str, str, str | None], is_inter: bool) -> None:
-        """A user ``nan`` or an item ``NA`` is one as any other: pandas reads such words as no value, and RecBole then
-        drops their rows.
-
-        Raises:
-            UserError: an interaction without a user or an item, or with a time that is no finite number. (A blank time
-                is filled by the mean, as RecBole does.)
-        """
-        path, separator, encoding = layout
-        for name in (self.uid_field, self.iid_field):
-            if name in feat and feat[name].isna().any():
-                cells = cells_as_written(path, name, separator, encoding)
-                blank = np.flatnonzero(cells == "")
-                if is_inter and len(blank):
-                    raise UserError(f"{path}: expected a token of {name} in each row, got none in {len(blank)} rows "
-                                    f"(first: row {blank[0] + 1} below the header)")  # fmt: skip
-                feat[name] = cells.mask(cells == "")
-        time = self.time_field
-        if is_inter and time is not None and time in feat:  # a float: the header has been checked
-            odd = ~np.isfinite(feat[time].to_numpy())
-            if odd.any():
-                cells = cells_as_written(path, time, separator, encoding)
-                bad = np.flatnonzero(odd & (cells != "").to_numpy())
-                if len(bad):
-                    raise UserError(f"{path}: expected finite numbers in {time}, got {cells.iloc[bad[0]]!r} in "
-                                    f"{len(bad)} rows (first: row {bad[0] + 1} below the header)")  # fmt: skip
 
     def _load_inter_feat(self, token, dataset_path):
         names = self.benchmark_filename_list
@@ -260,7 +238,9 @@ class AttackedMixin(PandasSafeDataset, _Base):
 
     def _discretization(self):
         """Remember what RecBole makes of the values of numerical features: pairs of a base and an index."""
-        names = [name for name in self.config["numerical_features"] or [] if name in self.inter_feat]
+        numerical = self.config["numerical_features"] or []
+        check_numerical((self.inter_feat, self.user_feat, self.item_feat), self.dataset_name, numerical)
+        names = [name for name in numerical if name in self.inter_feat]
         before = {name: np.unique(self.inter_feat[name].to_numpy(), return_index=True) for name in names}
         super()._discretization()
         for name, (values, first) in before.items():

@@ -5,6 +5,8 @@ from __future__ import annotations
 from recbole_robust.arguments import share_of
 from recbole_robust.types import AttackerView, Budget, TargetMode, UserError
 
+MOST_FAKES_A_USER = 10  # more is a slip of the keyboard, and hours of memory
+
 
 def make_budget(
     view: AttackerView,
@@ -28,12 +30,18 @@ def make_budget(
         filler_size: filler items of a profile as a fraction of the items, rounded down.
 
     Raises:
-        UserError: no size given, or fillers and targets together are more than there are items.
+        UserError: no size given, more than ten fakes a genuine user, or more fillers and targets than there
+            are items.
     """
     if n_fake_users is None:
         if attack_size is None:
             raise UserError("attack_size: expected a fraction of the users (or n_fake_users, a count), got neither")
         n_fake_users = max(1, share_of(attack_size, view.n_users if n_users is None else n_users))
+    most = MOST_FAKES_A_USER * (view.n_users if n_users is None else n_users)
+    if n_fake_users > most:
+        raise UserError(
+            f"n_fake_users: expected at most {most} ({MOST_FAKES_A_USER} a genuine user), got {n_fake_users}"
+        )
     source = "" if n_fillers is not None else " (filler_size)" if filler_size is not None else " (the mean profile)"
     if n_fillers is None:
         n_fillers = share_of(filler_size, view.n_items) if filler_size is not None else view.ratings.nnz // view.n_users

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from recbole_robust.data.card_rows import rows_from_text, rows_to_text, written_whole
+from recbole_robust.data.card_rows import folder_written_whole, rows_from_text, rows_to_text
 from recbole_robust.data.injection import fake_tokens
 from recbole_robust.json_kinds import MAPPING, TEXT, Kind, is_whole, short
 from recbole_robust.types import AttackerView, FakeProfiles, UserError
@@ -119,7 +119,7 @@ class PoisonCard:
             rows = rows_to_text(self.item_tokens, self.profiles, self.has_ratings)
         except ValueError as error:
             raise UserError(f"poison: {error}") from None
-        with written_whole(folder) as temporary:
+        with folder_written_whole(folder) as temporary:
             (temporary / f"{self.dataset}.inter").write_text(rows, encoding="utf-8", newline="\n")
             told = {**content, "content_hash": content_hash(content)}
             (temporary / CARD_FILE).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8", newline="\n")

@@ -13,6 +13,7 @@ import numpy as np
 
 from recbole_robust.data.injection import fake_tokens
 from recbole_robust.types import FakeProfiles, FloatArray
+from recbole_robust.whole_files import naming
 
 USER, ITEM, RATING, TIME = COLUMNS = ("user_id:token", "item_id:token", "rating:float", "timestamp:float")
 HEADERS = ([USER, ITEM], [USER, ITEM, RATING], [USER, ITEM, TIME], [USER, ITEM, RATING, TIME])
@@ -86,17 +87,18 @@ def _numbers(cells: list[list[str]], column: int) -> FloatArray:
 
 
 @contextlib.contextmanager
-def written_whole(folder: Path) -> Iterator[Path]:
+def folder_written_whole(folder: Path) -> Iterator[Path]:
     """Write into the folder that this gives; it becomes ``folder`` at the end of the block, whole or not at all.
 
     What was there before is replaced. Of two processes that write the same folder at once, one wins.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        yield temporary
+        with naming(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            yield temporary
         if folder.exists():
             with contextlib.suppress(FileNotFoundError):  # another process was first
                 os.rename(folder, old)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from recbole_robust.report.pictures import pictures as pictures_of
 from recbole_robust.report.published import Published, load_published
 from recbole_robust.report.result_file import SCHEMA_VERSION, check_grid, check_result
 from recbole_robust.types import UserError
+from recbole_robust.whole_files import written_whole
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -177,13 +177,8 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written; nothing half-written is left.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _draw(page: Page, path: Path, number: int) -> dict[str, str]:

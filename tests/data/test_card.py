@@ -331,14 +331,14 @@ def test_an_equal_card_is_kept_and_another_one_replaced(tmp_path):
 
 def test_of_two_processes_one_wins(tmp_path, monkeypatch):
     """The other one puts its card there between our look and our renaming."""
-    mine, theirs, written_whole = small(), small(target_items=["i2"]), card_module.written_whole
+    mine, theirs, folder_written_whole = small(), small(target_items=["i2"]), card_module.folder_written_whole
 
     def late(folder):
-        monkeypatch.setattr(card_module, "written_whole", written_whole)
+        monkeypatch.setattr(card_module, "folder_written_whole", folder_written_whole)
         theirs.save(folder)
-        return written_whole(folder)
+        return folder_written_whole(folder)
 
-    monkeypatch.setattr(card_module, "written_whole", late)
+    monkeypatch.setattr(card_module, "folder_written_whole", late)
     mine.save(tmp_path / "card")
     assert PoisonCard.load(tmp_path / "card").content() == mine.content()
     assert names_below(tmp_path) == ["card", "card/poison.json", "card/toy.inter"]
