@@ -157,6 +157,7 @@ CHECKS: dict[str, Check] = {
     "denoiser_warmup": whole(0),
     "denoiser_hidden": whole(1),
     "se_heads": whole(0),
+    "se_bias_init": number(-math.inf),
     "se_reduction": whole(1),
     "rerank_topk": whole(1),
     "atjt_weights": one_of("learned", "uniform", "oracle"),

@@ -59,8 +59,8 @@ def under_defenses(config: Config, train_data) -> tuple[Any, Any, dict[str, Any]
 
 
 def group_weights_of(config: Config) -> Weigher | None:
-    """The purification of PurifyAugMF's training rows."""
-    if not config["group_weights"]:
+    """The purification of PurifyAugMF's training rows; of a model that has no such key it is no business."""
+    if "group_weights" not in config.internal_config_dict or not config["group_weights"]:
         return None
     return GroupWeights(*(config[f"group_{name}"] for name in ("low", "high", "own_share", "usual")))
 

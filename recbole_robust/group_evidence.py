@@ -99,7 +99,7 @@ def coordinated_raters(
         own_share: 0 to 1. At 0 two users with nothing in common but i are strangers, whatever i is, and fakes with one
             target each go unseen; at 1 the few fans of a rare item may be taken for a group.
         usual: share of the votes for no more than that, 0 to 1; at 0 nothing is usual, q = 0. Fakes that are more than
-            the rest of all users make themselves usual.
+            1 - usual of all users make themselves usual: at 0.95 and 6 % fakes nothing weighs less.
 
     Shape: ``(n_users, n_items)`` to ``(n_ratings,)``, in the order of ``ratings.data``.
     """

@@ -136,6 +136,15 @@ HUGE: dict[str, tuple[list[str], list[str]]] = {
     ),
     "a network of nothing": (["--model=NeuMF", "--mlp_hidden_size=[]"], ["mlp_hidden_size: expected", "IndexError"]),
     "an unknown activation": (["--model=SASRec", "--hidden_act=foo"], ["hidden_act: expected", "KeyError: 'foo'"]),
+    "a gate without end": (
+        ["--model=PurifyAugMF", "--se_bias_init=-.inf"],
+        ["se_bias_init: expected a number"],
+    ),
+    "a rerank of less than K": (
+        ["--model=PurifyAugMF", "--infer_mode=rerank", "--rerank_topk=4"],
+        ["rerank_topk: expected at least the largest K, 5, got 4"],
+    ),
+    "popularity of test rows": (["--model=PurifyAugMF", "--dataloader=recbole"], ["dataloader: expected fast"]),
     "a key of another model's beside it": (["--n_layers=2", "--epochs=x"], ["epochs: expected a whole number >= 0"]),
     "unicode target": (["--target_items=[ї3]"], ["target_items: expected tokens", "ї3"]),
     "a target with a tab": (["--target_items=['i\t3']"], ["target_items: expected tokens"]),

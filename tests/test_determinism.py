@@ -32,6 +32,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "MF": ("MF", {}),
     "MF under AT": ("MF", {"defense": "AT", "defense_args": {"start_epoch": 1}}),
     "PurifyAugMF": ("PurifyAugMF", {"purify_warmup": 1}),
+    "PurifyAug": ("PurifyAug", {"base_model": "MF", "purify_warmup": 1}),
     "ATJT": ("ATJT", ATJT),
     "GRU4Rec": ("GRU4Rec", {**SMALL, **SEQUENTIAL}),
 }

@@ -39,9 +39,9 @@ def test_co_rating_is_its_definition(n_neighbours, top_rating, length, monkeypat
 
 
 def coordinated_by_loops(
-    ratings: np.ndarray, k: int, top_rating: float, low: float, own_share: float, usual: float
+    ratings: np.ndarray, k: int, top_rating: float, low: float, high: float, own_share: float, usual: float
 ) -> np.ndarray:
-    n_users, high = len(ratings), 1.0
+    n_users = len(ratings)
     top = ratings >= top_rating
     idf = np.log(n_users / np.maximum((ratings > 0).sum(axis=0), 1))
     lengths = lengths_by_loops(ratings, top, "chance")
@@ -68,14 +68,14 @@ def coordinated_by_loops(
 
 
 @pytest.mark.parametrize(
-    ("n_neighbours", "top_rating", "low", "own_share", "usual"),
-    [(20, None, 0.3, 0.5, 0.9), (20, 4.0, 0.1, 1.0, 0.5), (5, 3.0, 0.2, 0.0, 0.0)],
+    ("n_neighbours", "top_rating", "low", "high", "own_share", "usual"),
+    [(20, None, 0.3, 1.0, 0.5, 0.9), (20, 4.0, 0.1, 0.8, 1.0, 0.5), (5, 3.0, 0.2, 1.5, 0.0, 0.0)],
 )
-def test_coordinated_raters_are_their_definition(n_neighbours, top_rating, low, own_share, usual, monkeypatch):
+def test_coordinated_raters_are_their_definition(n_neighbours, top_rating, low, high, own_share, usual, monkeypatch):
     monkeypatch.setattr("recbole_robust.group_evidence.BLOCK_PAIRS", 280)  # blocks of seven users
     ratings = random_ratings()
     monkeypatch.setattr("recbole_robust.group_evidence.CHUNK_RATINGS", 50)
-    keys = {"low": low, "own_share": own_share, "usual": usual}
+    keys = {"low": low, "high": high, "own_share": own_share, "usual": usual}
     found = coordinated_raters(csr_matrix(ratings), n_neighbours, top_rating, **keys)
     expected = coordinated_by_loops(ratings, n_neighbours, top_rating or 5.0, **keys)
     assert (found > 0).any()

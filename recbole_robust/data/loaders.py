@@ -8,7 +8,7 @@ from recbole.data.interaction import Interaction
 from recbole.utils import InputType, ModelType
 from torch import Tensor
 
-from recbole_robust.types import SAMPLE_WEIGHT
+from recbole_robust.types import SAMPLE_WEIGHT, UserError
 
 
 class NegativeSampler:
@@ -122,7 +122,16 @@ def fast_loader_applies(config, dataset) -> bool:
 
 
 def use_fast_loader(config, train_data):
-    """The fast form of RecBole's training loader where it applies, else the loader itself."""
+    """The fast form of RecBole's training loader where it applies, else the loader itself.
+
+    Raises:
+        UserError: unrated pairs of a model of ratings by popularity, which RecBole counts in valid and test rows too.
+    """
+    popularity = config["train_neg_sample_args"]["distribution"] == "popularity"
+    if popularity and getattr(config, "is_explicit", False) and not fast_loader_applies(config, train_data._dataset):
+        raise UserError("dataloader: expected fast, without features and dynamic sampling, since RecBole's counts the "
+                        "popularity of unrated items in test rows too (or --train_neg_sample_args=~), got "
+                        f"{config['dataloader']}")  # fmt: skip
     if type(train_data) is not TrainDataLoader or not fast_loader_applies(config, train_data._dataset):
         return train_data
     return TensorTrainDataLoader(config, train_data._dataset, train_data._sampler, shuffle=config["shuffle"])

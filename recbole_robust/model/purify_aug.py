@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 from recbole_robust.arguments import chosen
 from recbole_robust.model.denoiser import Denoiser, RunningMoments, denoising_loss
 from recbole_robust.model.mutual_learning import softened_kl
-from recbole_robust.model.score_opt import fresh_noise, options_of, score_opt
+from recbole_robust.model.score_opt import Noise, fresh_noise, options_of, score_opt
 from recbole_robust.model.se_gate import SEGate
 from recbole_robust.types import UserError
 
@@ -27,7 +27,9 @@ from recbole_robust.types import UserError
 class NodePurifier(nn.Module):
     """What stands in a table's place: ``x_f = (x_p + x_aug) / 2`` of every row, ``x_p = x - S x`` and x_aug from it.
 
-    x_aug is x_p moved by Algorithm 1, which runs once an epoch and not in every batch: :meth:`augment` keeps the move.
+    x_aug is x_p moved by Algorithm 1, which runs once an epoch and not in every batch. Two moves are kept: with noise,
+    for the training (:meth:`augment`), and without any, for predictions (:meth:`settle`), so that these do not depend
+    on luck.
 
     Shape:
         - Input: the table ``(n, d)``
@@ -35,6 +37,7 @@ class NodePurifier(nn.Module):
     """
 
     move: Tensor
+    still_move: Tensor
 
     def __init__(self, n_rows: int, dim: int, config: Any) -> None:
         super().__init__()
@@ -49,28 +52,38 @@ class NodePurifier(nn.Module):
         self.noise, self.sigma = config["adv_eps"], float(config["purify_sigma"])
         self.score_opt = {**options_of(config), "gradient": chosen(config, "purify_grad", "exact", "skip")}
         self.register_buffer("move", torch.zeros(n_rows, dim))
+        self.register_buffer("still_move", torch.zeros(n_rows, dim))
 
     def purify(self, x: Tensor) -> Tensor:
         """x_p (eq. 2 to 5). Shape: ``(n, d)`` -> ``(n, d)``."""
         return self.gate(x) if self.gate else x
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.purify(x) + self.move / 2
+        return self.purify(x) + (self.move if self.training else self.still_move) / 2
+
+    @torch.no_grad()
+    def measure(self, x: Tensor) -> None:
+        """The moments of x_p, all rows: the units that the denoiser works in, through the warm-up too."""
+        self.moments.update(self.purify(x))
 
     @torch.no_grad()
     def augment(self, x: Tensor) -> None:
         """x_a (eq. 6, the direction drawn at random: a table has no label) and Algorithm 1, for all rows."""
         x_p = self.purify(x)
-        self.moments.update(x_p)
         radius = self.noise * x_p.pow(2).sum(dim=1).mean().sqrt()
         x_a = x_p + radius * F.normalize(torch.randn_like(x_p), dim=1)
-        x_m = score_opt(
-            self.denoiser.at(self.sigma),
-            self.moments.standardise(x_a),
-            noise=fresh_noise(x_a, self.score_opt["steps"]),
-            **self.score_opt,
-        )
-        self.move.copy_(self.moments.restore(x_m) - x_p)
+        self.move.copy_(self._optimised(x_a, fresh_noise(x_a, self.score_opt["steps"])) - x_p)
+
+    @torch.no_grad()
+    def settle(self, x: Tensor) -> None:
+        """The move of predictions: eta = 0, and Algorithm 1 without noise."""
+        x_p = self.purify(x)
+        self.still_move.copy_(self._optimised(x_p, None) - x_p)
+
+    def _optimised(self, x_a: Tensor, noise: Noise | None) -> Tensor:
+        """x_M of Algorithm 1 in standardised space. Shape: ``(n, d)`` -> ``(n, d)``."""
+        z, denoiser = self.moments.standardise(x_a), self.denoiser.at(self.sigma)
+        return self.moments.restore(score_opt(denoiser, z, noise=noise, **self.score_opt))
 
     def losses(self, x: Tensor, rows: Tensor, kl_T: float) -> tuple[Tensor, Tensor]:
         """T^2 KL (eq. 11) and L_D (eq. 10) of some rows of the table. Shape: ``(n, d)``, ``(B,)`` -> ``(B,)`` each."""
@@ -118,9 +131,18 @@ def purify_aug(base: Any) -> type:
             hook = getattr(super(), "on_epoch_start", None)
             if hook is not None:
                 hook(epoch)
+            for x, purifier in self._parts() if self.augments else ():
+                purifier.measure(x)
+                if epoch >= self.purify_warmup:
+                    purifier.augment(x)
+
+        def on_epoch_end(self, epoch: int) -> None:
+            hook = getattr(super(), "on_epoch_end", None)
+            if hook is not None:
+                hook(epoch)
             if self.augments and epoch >= self.purify_warmup:
                 for x, purifier in self._parts():
-                    purifier.augment(x)
+                    purifier.settle(x)
 
         def tracked(self) -> dict[str, Tensor]:
             """S of all rows and how far Algorithm 1 moves them, table by table, for TensorBoard."""

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from recbole_robust.arguments import chosen
 from recbole_robust.model import score_opt as algorithm1
+from recbole_robust.model.ddpm import ddpm
 from recbole_robust.model.denoiser import Denoiser, RunningMoments, denoising_loss
 from recbole_robust.model.explicit import ExplicitRecommender, rows_l2
 from recbole_robust.model.mutual_learning import limit_kl, softened_kl
@@ -76,6 +77,8 @@ class PurifyAugMF(ExplicitRecommender):
         self.register_buffer("sigma", torch.tensor(float(config["purify_sigma"])))
         self.denoising, self.sigma_is_due, self.batch = True, self.t_star == "kl_ratio", 0
         self.pinned_items: Tensor | None = None
+        if self.infer_mode == "rerank":
+            self._remember_rated(dataset.inter_feat)
         self.other_parameter_name = ["batch"]  # goes to checkpoints: a resumed training purifies the same batches
         self.last_pairs: tuple[Tensor, Tensor] | None = None
 
@@ -84,8 +87,9 @@ class PurifyAugMF(ExplicitRecommender):
         choice("loss_type", "MSE")
         self.pair_op, self.head_type = choice("pair_op", *PAIR_OPS), choice("head", "linear", "sum")
         self.se_excite, self.adv = choice("se_excite", "head", "dim"), choice("adv", "fgm", "fgsm", "gauss", "none")
-        self.score_opt = algorithm1.options_of(config)
-        self.gradients = choice("eval_purify_grad", "exact", "skip"), choice("purify_grad", "exact", "skip")
+        self.purifier, self.score_opt = choice("purifier", "score_opt", "ddpm"), algorithm1.options_of(config)
+        self.purify_grad = choice("purify_grad", "exact", "skip")
+        self.eval_purify_grad = choice("eval_purify_grad", "exact", "skip")
         self.backprop = choice("purify_backprop", "straight_through", "detach", "unroll")
         self.t_star, self.eval_noise = choice("t_star", "fixed", "kl_ratio"), choice("eval_noise", "zero", "shared")
         self.fuse_type, self.kl_mode = choice("fuse", "mlp", "mean"), choice("kl_mode", "softmax", "mse", "off")
@@ -123,7 +127,8 @@ class PurifyAugMF(ExplicitRecommender):
     def attack(self, x_p: Tensor, target: Tensor) -> Tensor:
         """``x_a = x_p + eta`` (eq. 6), |eta| = adv_eps times the rms norm of x_p; eta is a constant.
 
-        The gradient goes through fuse and head: of the bare sum it would be one direction for every pair.
+        The gradient goes through fuse and head. Where these are a mean and a sum (the default) it is ``2 (y - r) 1``:
+        every eta is one direction, up or down, by the sign of the error; the fuse MLP has one for each pair.
         """
         if self.adv == "none":
             return x_p
@@ -139,19 +144,20 @@ class PurifyAugMF(ExplicitRecommender):
         return x_p + radius * F.normalize(direction, dim=1)
 
     def augment(self, x_a: Tensor, x_p: Tensor) -> Tensor:
-        """x_aug: M steps of Algorithm 1 in standardised space, and how its gradient goes back to x_p."""
+        """x_aug: M steps of Algorithm 1, or of the chain of eq. (7), in standardised space; its gradient to x_p."""
         if not self.score_opt["steps"]:
             return self._back_to(x_p, x_a)
         noise = algorithm1.fresh_noise if self.training else algorithm1.shared_noise
         silent = not self.training and self.eval_noise == "zero"
+        drawn, sigma = None if silent else noise(x_a, self.score_opt["steps"]), float(self.sigma)
         with torch.set_grad_enabled(self.backprop == "unroll" and torch.is_grad_enabled()):
-            x_m = algorithm1.score_opt(
-                self.denoiser.at(float(self.sigma)),
-                self.moments.standardise(x_a),
-                gradient=self.gradients[self.training],
-                noise=None if silent else noise(x_a, self.score_opt["steps"]),
-                **self.score_opt,
-            )
+            z = self.moments.standardise(x_a)
+            if self.purifier == "ddpm":
+                levels = {"sigma": sigma, "sigma_min": self.sigma_min, "steps": self.score_opt["steps"]}
+                x_m = ddpm(self.denoiser.at, z, **levels, noise=drawn)
+            else:
+                gradient = self.purify_grad if self.training else self.eval_purify_grad
+                x_m = algorithm1.score_opt(self.denoiser.at(sigma), z, gradient=gradient, noise=drawn, **self.score_opt)
             x_m = self.moments.restore(x_m)
         return self._back_to(x_p, x_m)
 
@@ -230,22 +236,44 @@ class PurifyAugMF(ExplicitRecommender):
 
     def _score_gate(self, user: Tensor) -> Tensor:
         """The head of x_p for all items, factorised. Shape: ``(B,)`` -> ``(B, n_items)``."""
-        u, v = self.user_embedding(user), self.item_embedding.weight
-        weight, bias = (
-            (self.head.weight[0], self.head.bias) if self.head_type == "linear" else (torch.ones_like(u[0]), 0)
-        )
-        return (self.gate.rank(u, v, weight) if self.gate else (weight * u) @ v.T) + bias
+        with torch.autocast(user.device.type, enabled=False):
+            u, v = self.user_embedding(user), self.item_embedding.weight
+            weight, bias = (
+                (self.head.weight[0], self.head.bias) if self.head_type == "linear" else (torch.ones_like(u[0]), 0)
+            )
+            return (self.gate.rank(u, v, weight) if self.gate else (weight * u) @ v.T) + bias
 
     def _rerank(self, user: Tensor) -> Tensor:
-        """The whole path for a user's best items by the gate and the pinned ones; the others come below them."""
+        """The whole path for a user's best unrated items by the gate; the others stay below, in the gate's order.
+
+        A pinned item is ranked by the whole path, too, where that puts it above the least of the best; else it is
+        where the gate has it: above all others it would seem to be recommended next.
+        """
         first = self._score_gate(user)
-        items = first.topk(min(self.rerank_topk, self.n_items), dim=1).indices
+        unrated = first.index_put(self._rated_by(user), first.new_tensor(-torch.inf))
+        best = unrated.topk(min(self.rerank_topk, self.n_items), dim=1).indices
+        exact = self._score_candidates(user, best)
+        least = exact.min(dim=1, keepdim=True).values
+        scores = (first - first.max(dim=1, keepdim=True).values + least - 1.0).scatter(1, best, exact)
         if self.pinned_items is not None:
-            pinned = torch.as_tensor(self.pinned_items, device=items.device).expand(len(user), -1)
-            items = torch.cat((items, pinned), dim=1)
-        exact = self._score_candidates(user, items)
-        ceiling = exact.min(dim=1, keepdim=True).values - 1.0
-        return (first - first.max(dim=1, keepdim=True).values + ceiling).scatter(1, items, exact)
+            pinned = torch.as_tensor(self.pinned_items, device=best.device).expand(len(user), -1)
+            exact = self._score_candidates(user, pinned)
+            scores = scores.scatter(1, pinned, torch.where(exact > least, exact, scores.gather(1, pinned)))
+        return scores
+
+    def _remember_rated(self, rows) -> None:
+        """The training items of each user, one user after the other: they are in nobody's ranking."""
+        order = rows[self.USER_ID].argsort()
+        ends = torch.bincount(rows[self.USER_ID], minlength=self.n_users).cumsum(0)
+        self.register_buffer("rated_from", F.pad(ends, (1, 0)), persistent=False)
+        self.register_buffer("rated_items", rows[self.ITEM_ID][order].clone(), persistent=False)
+
+    def _rated_by(self, user: Tensor) -> tuple[Tensor, Tensor]:
+        """Row and item of what each of some users has rated. Shape: ``(B,)`` -> two of ``(n_ratings,)``."""
+        begin, counts = self.rated_from[user], self.rated_from[user + 1] - self.rated_from[user]
+        row = torch.arange(len(user), device=user.device).repeat_interleave(counts)
+        place = torch.arange(len(row), device=user.device) + (begin - counts.cumsum(0) + counts)[row]
+        return row, self.rated_items[place]
 
     def predict(self, interaction) -> Tensor:
         return self.forward(interaction[self.USER_ID], interaction[self.ITEM_ID]) * self.rating_scale

@@ -24,7 +24,7 @@ class SEGate(nn.Module):
         heads (int): n.
         reduction (int): W1 has ``max(n / reduction, 2)`` rows.
         excite (str): ``head`` gives one S a head, ``dim`` one a number.
-        bias_init (float): b at the start; ``-inf`` shuts the gate for good.
+        bias_init (float): b at the start.
 
     Shape:
         - Input: ``(..., dim)``

@@ -64,7 +64,8 @@ def negatives(loader, batches) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_batches_have_the_sizes_the_columns_and_the_types_of_recbole_s(toy_config, kind):
-    fast, stock = loader_of(toy_config, kind), loader_of(toy_config, kind, dataloader="recbole")
+    uniform = {"train_neg_sample_args": PAIRWISE} if kind == KINDS["imputed ratings"] else {}
+    fast, stock = loader_of(toy_config, kind), loader_of(toy_config, kind, dataloader="recbole", **uniform)
     assert type(fast) is TensorTrainDataLoader
     assert type(stock) is TrainDataLoader
     assert len(fast) == len(stock)

@@ -152,6 +152,13 @@ def test_the_model_s_own_weights_are_those_of_the_defense(toy_config):
     assert own == defense != train_and_evaluate(toy_config("PurifyAugMF", **keys)).metrics
 
 
+def test_the_keys_of_purifyaugmf_are_ignored_by_a_model_that_has_none(toy_config, caplog):
+    keys = {"epochs": 2, "topk": [5], "target_items": ["i3"]}
+    plain = train_and_evaluate(toy_config(**keys)).metrics
+    told = train_and_evaluate(toy_config(group_weights=True, group_low=0.1, group_high=0.2, **keys)).metrics
+    assert told == plain and "group_weights is not one of MF's" in caplog.text
+
+
 @pytest.mark.parametrize("other", ["APT", "TCE"])
 def test_beside_a_defense_that_does_not_take_weights_it_is_refused(toy_config, other):
     message = f"defense: expected an adversarial loss or a detector beside GroupWeights, got {other}"

@@ -13,6 +13,8 @@ import torch
 from recbole.data.interaction import Interaction
 from torch import nn
 
+from recbole_robust.model import score_opt as algorithm1
+from recbole_robust.model.ddpm import ddpm, posterior
 from recbole_robust.model.denoiser import Denoiser, RunningMoments, denoising_loss
 from recbole_robust.model.mf import MF
 from recbole_robust.model.mutual_learning import limit_kl, softened_kl
@@ -22,7 +24,7 @@ from recbole_robust.model.se_gate import SEGate
 from recbole_robust.types import UserError
 
 REDUCED = {
-    "se_bias_init": float("-inf"),
+    "se_bias_init": -1e4,
     "adv": "none",
     "purify_steps": 0,
     "kl_mode": "off",
@@ -481,6 +483,114 @@ def test_both_sides_of_mutual_learning_learn(awake):
     assert torch.allclose(model.mutual_loss(x_p, x_aug, x_f), 0.25 * both)
 
 
+# --- what goes into its parts ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What Algorithm 1 and the t* rule are called with."""
+    calls = {"score_opt": [], "t_star": []}
+    for name, seen in calls.items():
+        real = getattr(algorithm1, name)
+
+        def spied(*args, real=real, seen=seen, **keys):
+            seen.append((args, keys))
+            return real(*args, **keys)
+
+        monkeypatch.setattr(algorithm1, name, spied)
+    return calls
+
+
+def test_the_training_has_fresh_noise_and_its_own_gradient(build, ratings, asked):
+    model = build(PurifyAugMF, purify_grad="exact", eval_purify_grad="skip", eval_noise="zero")
+    train(model, ratings, steps=2)
+    all_scores(model.eval(), torch.tensor([1]))
+    (_, first), (_, second), *_, (_, predicting) = asked["score_opt"]
+    assert first["gradient"] == "exact" and predicting["gradient"] == "skip" and predicting["noise"] is None
+    assert first["noise"][0][0].shape == (400, 64) and not torch.equal(first["noise"][0][0], second["noise"][0][0])
+    assert not torch.equal(*first["noise"][0]) and not torch.equal(first["noise"][0][0], first["noise"][1][0])
+
+
+def test_the_noise_level_is_chosen_from_the_clean_view_and_the_attacked_one(build, ratings, asked):
+    """eq. (8): KL(p || q), p of x_p, q of x_a. In units of x_p only p has deviation 1."""
+    model = build(PurifyAugMF, t_star="kl_ratio", adv="gauss", adv_eps=3.0)
+    train(model, ratings, steps=1)
+    ((clean, attacked, *_), _), *_ = asked["t_star"]
+    assert (clean.std(0) - 1).abs().max() < 0.01 and attacked.std(0).min() > 2
+
+
+def test_a_sample_that_weighs_nothing_is_in_no_loss(build, ratings):
+    model = build(PurifyAugMF).train()
+    model.on_epoch_start(5)
+    feat, weight = ratings.inter_feat[:200], torch.ones(200)
+    weight[100:] = 0
+    torch.manual_seed(1)
+    whole = model.calculate_loss(Interaction({**feat.interaction, "sample_weight": weight}))
+    seen = []
+    model.weigh = lambda losses, interaction: seen.append(losses) or losses
+    model.batch = 0
+    torch.manual_seed(1)
+    model.calculate_loss(feat)
+    assert len(seen) == 3 and all(losses.shape == (200,) for losses in seen)
+    for found, losses in zip(whole, seen, strict=True):
+        torch.testing.assert_close(found, losses[:100].sum() / 200, rtol=1e-3, atol=1e-7)
+
+
+def test_the_ridge_term_is_added(build, ratings):
+    feat, model = ratings.inter_feat[:100], build(PurifyAugMF, purify_steps=0, adv="none")
+    plain = model.calculate_loss(feat)[0]
+    model.reg_weight = 0.5
+    u, v = model.user_embedding(feat["user_id"]), model.item_embedding(feat["item_id"])
+    torch.testing.assert_close(model.calculate_loss(feat)[0], plain + 0.5 * (u.pow(2).sum() + v.pow(2).sum()) / 100)
+
+
+# --- the DDPM purifier (eq. 7) ---------------------------------------------------------------------------------------
+
+
+def test_a_step_back_is_drawn_from_the_posterior_of_bayes_rule():
+    """q(x_{t-1} | x_t, x_0) ~ q(x_t | x_{t-1}) q(x_{t-1} | x_0), integrated on a grid."""
+    before, alpha, x_0, x_t = 0.7, 0.8, 1.3, 0.4
+    grid = torch.linspace(-6, 8, 40001, dtype=torch.double)
+    log = -((x_t - math.sqrt(alpha) * grid) ** 2) / (2 * (1 - alpha))
+    log = log - (grid - math.sqrt(before) * x_0) ** 2 / (2 * (1 - before))
+    weight = (log - log.max()).exp()
+    weight /= weight.sum()
+    mean, variance = posterior(torch.tensor([x_0]), torch.tensor([x_t]), alpha, alpha * before)
+    assert mean.item() == pytest.approx((weight * grid).sum().item(), abs=1e-5)
+    assert variance == pytest.approx((weight * (grid - mean.item()) ** 2).sum().item(), abs=1e-5)
+
+
+def test_a_chain_of_one_step_is_the_denoiser():
+    x_a, e = torch.randn(9, 4), torch.randn(9, 4)
+    found = ddpm(lambda s: GaussianDenoiser(sigma=s), x_a, sigma=0.5, sigma_min=0.02, steps=1, noise=[(e, e)])
+    assert torch.allclose(found, GaussianDenoiser(sigma=0.5)(x_a + 0.5 * e), atol=1e-6)
+
+
+def test_a_long_chain_leaves_the_data_as_they_are_distributed_and_draws_the_rest_to_them():
+    """Clean data keep mean and variance; what lies 4 off comes nearer, by more the more noise there was."""
+    torch.manual_seed(0)
+    far, moved = 4 + 0.3 * torch.ones(40_000, 1), []
+    for sigma in (0.5, 1.0, 2.0):
+        chain = {"sigma": sigma, "sigma_min": 0.002, "steps": 60}
+        clean = 0.3 + torch.randn(40_000, 1)
+        noise = fresh_noise(clean, 60)
+        found = ddpm(lambda s: GaussianDenoiser(sigma=s), clean, **chain, noise=noise)
+        assert abs(found.mean() - 0.3) < 0.03 and abs(found.std() - 1) < 0.08
+        moved.append(ddpm(lambda s: GaussianDenoiser(sigma=s), far, **chain, noise=noise).mean() - 0.3)
+        assert moved[-1] == pytest.approx(4 / (1 + sigma**2), rel=0.02)  # E[x_0 | x_sigma] of the prior N(.3, 1)
+    assert moved == sorted(moved, reverse=True)
+
+
+@pytest.mark.parametrize("backprop", ["straight_through", "detach", "unroll"])
+def test_the_model_learns_and_predicts_through_the_chain(build, ratings, awake, backprop):
+    model = build(PurifyAugMF, purifier="ddpm", purify_backprop=backprop)
+    assert train(model, ratings, steps=4).isfinite().all()
+    model, x_p = awake(purifier="ddpm", purify_steps=3), torch.randn(9, 64)
+    z = model.moments.standardise(x_p)
+    expected = model.moments.restore(ddpm(model.denoiser.at, z, sigma=0.5, sigma_min=0.02, steps=3))
+    assert torch.allclose(model.augment(x_p, x_p), expected, atol=1e-6)
+
+
 # --- 4, 8. prediction ------------------------------------------------------------------------------------------------
 
 
@@ -497,7 +607,11 @@ def test_the_factorised_gate_is_the_dense_one(awake, head):
     assert torch.allclose(all_scores(without).reshape(-1), dense, atol=1e-5)
 
 
-@pytest.mark.parametrize("keys", [{}, {"eval_noise": "shared"}, {"eval_purify_grad": "skip"}, {"pair_op": "concat"}])
+@pytest.mark.parametrize(
+    "keys",
+    [{}, {"eval_noise": "shared"}, {"eval_purify_grad": "skip"}, {"pair_op": "concat"}, {"infer_mode": "se"},
+     {"purifier": "ddpm"}],
+)  # fmt: skip
 def test_chunks_change_nothing(awake, ratings, keys):
     model = awake(pair_chunk=10**6, **keys)
     whole = all_scores(model)
@@ -513,16 +627,46 @@ def test_reranking_all_items_is_the_exact_ranking(awake):
     assert torch.allclose(all_scores(awake(infer_mode="rerank", rerank_topk=81)), exact, atol=1e-5)
 
 
-def test_reranking_some_items_is_exact_for_them_and_for_the_pinned_ones(awake):
+def test_reranking_some_items_is_exact_for_them_and_leaves_the_others_below_in_their_order(awake, ratings):
+    """The best are those that a user has not rated: of the others no evaluation ranks any."""
     exact, model = all_scores(awake()), awake(infer_mode="rerank", rerank_topk=20)
-    model.pinned_items = torch.tensor([3, 40])
     scores, first = all_scores(model), all_scores(awake(infer_mode="se"))
-    chosen = torch.zeros_like(exact, dtype=torch.bool).scatter(1, first.topk(20, dim=1).indices, True)
-    chosen[:, [3, 40]] = True
+    feat = ratings.inter_feat
+    rated = torch.zeros_like(exact, dtype=torch.bool).index_put((feat["user_id"], feat["item_id"]), torch.tensor(True))
+    chosen = torch.zeros_like(rated).scatter(1, first.masked_fill(rated, -torch.inf).topk(20, dim=1).indices, True)
+    assert rated.sum(1).max() > 5 and not (chosen & rated).any()
     assert torch.allclose(scores[chosen], exact[chosen], atol=1e-5)
-    below = scores.masked_fill(chosen, -torch.inf).max(1).values
-    above = scores.masked_fill(~chosen, torch.inf).min(1).values
-    assert (below < above).all()
+    below, above = scores.masked_fill(chosen, -torch.inf), scores.masked_fill(~chosen, torch.inf)
+    assert (below.max(1).values < above.min(1).values).all()
+    assert torch.equal(below.argsort(dim=1)[:, 20:], first.masked_fill(chosen, -torch.inf).argsort(dim=1)[:, 20:])
+
+
+def test_a_pinned_item_is_ranked_by_the_whole_path_among_the_best_and_by_the_gate_below(awake):
+    exact, model = all_scores(awake()), awake(infer_mode="rerank", rerank_topk=20)
+    without = all_scores(model)
+    model.pinned_items = pinned = torch.tensor([3, 40, 55])
+    scores, first = all_scores(model), all_scores(awake(infer_mode="se"))
+    least = without.topk(20, dim=1).values[:, -1:]
+    above = exact[:, pinned] > least
+    assert above.any() and not above.all()
+    assert torch.allclose(scores[:, pinned][above], exact[:, pinned][above], atol=1e-5)
+    assert torch.equal(scores[:, pinned][~above], without[:, pinned][~above])
+    others = torch.ones_like(exact, dtype=torch.bool)
+    others[:, pinned] = False
+    assert torch.equal(scores[others], without[others])
+    ranks = [(one[:, None, :] > one[:, pinned, None]).sum(dim=2)[~above] for one in (scores, first)]
+    assert (ranks[0] - ranks[1]).float().abs().mean() < 15  # not above everybody else, as once: 20 of 81
+
+
+def test_reranking_for_nothing_leaves_the_ranks_of_pinned_items(awake, ratings):
+    """With the fusion that ends where the gate does, the whole path is the gate's score."""
+    keys = {"fuse": "mean", "head": "sum", "purify_steps": 0}
+    plain, model = all_scores(awake(infer_mode="se", **keys)), awake(infer_mode="rerank", rerank_topk=10, **keys)
+    model.pinned_items = pinned = torch.tensor([3, 40, 55])
+    rated = ratings.inter_feat["user_id"], ratings.inter_feat["item_id"]
+    masked = [one.index_put(rated, torch.tensor(-torch.inf)) for one in (plain, all_scores(model))]
+    ranks = [(one[:, None, :] > one[:, pinned, None]).sum(dim=2) for one in masked]
+    assert ranks[0].float().std() > 10 and torch.equal(*ranks)
 
 
 def test_predictions_are_made_without_noise_unless_it_is_asked_for(awake):
@@ -646,6 +790,7 @@ def test_half_precision_is_switched_off_inside(build, ratings):
         ({"infer_mode": "rerank", "pair_op": "concat"}, "infer_mode"),
         ({"purify_backprop": "unroll", "purify_opt": "adam"}, "unroll needs"),
         ({"kl_mode": True}, "kl_mode"),
+        ({"purifier": "vae"}, "purifier: expected one of score_opt, ddpm, got 'vae'"),
     ],
 )
 def test_a_wrong_value_is_one_clear_error(build, keys, message):
