@@ -170,14 +170,24 @@ class RobustTrainerMixin(_Base):
         def watched(interaction):
             terms = loss_func(interaction)
             if isinstance(terms, tuple):
-                names = getattr(self.model, "loss_terms", ())
-                if len(names) != len(terms):
-                    names = [f"term {k} of {len(terms)}" for k in range(1, len(terms) + 1)]
-                for name, term in zip(names, terms, strict=True):
+                for name, term in zip(self._names_of(terms), terms, strict=True):
                     self._check_nan(term, name)
             return terms
 
         return watched
+
+    def _names_of(self, terms: tuple[Any, ...]) -> list[str]:
+        names = getattr(self.model, "loss_terms", ())
+        counted = [f"term {k} of {len(terms)}" for k in range(1, len(terms) + 1)]
+        return list(names) if len(names) == len(terms) else counted
+
+    def _add_train_loss_to_tensorboard(self, epoch_idx, losses, tag="Loss/Train"):
+        """RecBole numbers the parts of a loss; here they have names."""
+        if not isinstance(losses, tuple):
+            super()._add_train_loss_to_tensorboard(epoch_idx, losses, tag)
+            return
+        for name, loss in zip(self._names_of(losses), losses, strict=True):
+            self.tensorboard.add_scalar(f"{tag}/{name}", loss, epoch_idx)
 
     def _check_nan(self, loss, term: str | None = None):
         """In place of RecBole's: say which epoch it was, and which term of the loss."""

@@ -35,6 +35,15 @@ def test_the_last_epoch_is_what_is_measured_and_the_training_is_the_same(toy_con
         scalars = found.Scalars(f"Test/{name}")
         assert [event.step for event in scalars] == [1, 3]
         assert scalars[-1].value == pytest.approx(plain[name], abs=1e-6)
+    losses = {tag.removeprefix("Loss/Train/") for tag in found.Tags()["scalars"] if tag.startswith("Loss/")}
+    assert (
+        losses
+        == {
+            "PurifyAugMF": {"squared error", "mutual KL", "denoising loss"},
+            "PurifyAug": {"base model's loss", "mutual KL", "denoising loss"},
+            "BPR": {"Loss/Train"},
+        }[model]
+    )
     gates = [tag for tag in found.Tags()["histograms"] if tag.startswith("Gate/")]
     assert len(gates) == {"PurifyAugMF": 1, "PurifyAug": 2, "BPR": 0}[model]
     for tag in gates:

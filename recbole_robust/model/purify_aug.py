@@ -107,6 +107,7 @@ def purify_aug(base: Any) -> type:
     class PurifyAug(base):  # type: ignore[misc, valid-type]
         wraps_base_model = True
         base_class = base
+        loss_terms = (*getattr(base, "loss_terms", ("base model's loss",)), "mutual KL", "denoising loss")
 
         def __init__(self, config: Any, dataset: Any) -> None:
             super().__init__(config, dataset)
