@@ -235,3 +235,11 @@ def test_rating_errors_are_numpy_s_on_raw_stars(toy_config, data_path, scale):
     assert found["mae"] == pytest.approx(np.mean(np.abs(errors)), rel=1e-6)
     assert rating_metrics(run.trainer, test, ["MAE"]).keys() == {"mae"}
     assert rating_metrics(run.trainer, test, None) == {}
+
+
+def test_a_model_that_scores_some_items_exactly_is_told_the_targets(toy_config):
+    """infer_mode rerank: the targets are ranked as by the whole path wherever that brings them to the reranked ones."""
+    run = make_run(toy_config("PurifyAugMF", infer_mode="rerank", rerank_topk=10, topk=[5], epochs=1), average())
+    run.fit(saved=False)
+    targets = [run.splits.train.token2id("item_id", token) for token in ("i3", "i40")]
+    assert run.trainer.model.pinned_items.tolist() == targets
