@@ -168,8 +168,9 @@ class GradientAttack(SurrogateAttack):
 
     A fake starts as a copy of a real user's items. Each step takes the ``n_fillers`` items of the highest degree,
     looks at the surrogate with exactly these fakes in it, and moves the degrees (which stay continuous) along the
-    gradient there; the best fakes seen, by the surrogate's hit ratio of the targets, are the attack (where that is the
-    same: by how far they are believed).
+    gradient there; the best fakes seen, by the surrogate's hit ratio of the targets, are the attack. Where that is the
+    same (0 at every step, with few fakes a target): by how far they are believed, then by how near the lists the
+    targets are.
 
     Args:
         n_steps: steps of the ascent.
@@ -221,14 +222,14 @@ class GradientAttack(SurrogateAttack):
         degrees = torch.zeros_like(rated_targets).scatter_(1, torch.from_numpy(start), 1.0)
         degrees[:, audience.targets] = -torch.inf
         velocity = torch.zeros_like(degrees)
-        best, fillers = (-1.0, 0.0), torch.from_numpy(start)
+        best, fillers = (-1.0, 0.0, 0.0), torch.from_numpy(start)
         for step in range(self.n_steps + 1):
             chosen = degrees.topk(n_fillers, dim=1).indices
             include = torch.zeros_like(rated_targets).scatter_(1, chosen, 1.0).requires_grad_(trust is not None)
             believed = rated_targets if trust is None else rated_targets * trust(include)
             response = respond(surrogate, a, b, (include + believed).detach(), values)
-            hits, gradient = self._look(response.y, audience)
-            if (found := (hits, float(believed.detach().sum()))) > best:
+            hits, margin, gradient = self._look(response.y, audience)
+            if (found := (hits, float(believed.detach().sum()), margin)) > best:
                 best, fillers = found, chosen
             if step < self.n_steps:
                 ascent = two_hop_gradient(surrogate, response, gradient)
@@ -240,16 +241,20 @@ class GradientAttack(SurrogateAttack):
                 degrees += self.step_size * velocity
         return fillers.sort(dim=1).values.numpy()
 
-    def _look(self, y: Tensor, audience: Audience) -> tuple[float, Tensor]:
-        """The targets' hit ratio with these item vectors, and the derivative of the objective by them."""
+    def _look(self, y: Tensor, audience: Audience) -> tuple[float, float, Tensor]:
+        """The targets' hit ratio with these item vectors, their mean distance from the end of a user's list (below 0
+        where they are not in it), and the derivative of the objective by the vectors.
+        """
         y = y.detach().requires_grad_()
-        hits = 0.0
+        hits = margin = 0.0
         for users in audience.chunks(len(y)):
             scores = audience.scores(users, y)
             self.objective(scores, audience, users).backward()
-            hits += float(audience.mean(hit(scores.detach(), audience.targets, self.top_k), users))
+            distance = margins(scores.detach(), audience.targets, self.top_k)
+            hits += float(audience.mean((distance >= 0).to(scores.dtype), users))
+            margin += float(audience.mean(distance, users))
         assert y.grad is not None
-        return hits, y.grad
+        return hits, margin, y.grad
 
 
 def starting_fillers(view: AttackerView, targets: IntArray, budget: Budget, rng: np.random.Generator) -> IntArray:
@@ -257,9 +262,9 @@ def starting_fillers(view: AttackerView, targets: IntArray, budget: Budget, rng:
     return view.ratings.indices[copy_templates(view, targets, budget, rng)].astype(np.int64)
 
 
-def hit(scores: Tensor, targets: Tensor, k: int) -> Tensor:
-    """1 where a target is among the first k. Shape: ``(B, n_items)``, ``(T,)``; result ``(B, T)``."""
-    return (scores[:, targets] >= boundary(scores, k)).to(scores.dtype)
+def margins(scores: Tensor, targets: Tensor, k: int) -> Tensor:
+    """How far a target is above the k-th best; in the list: 0 or more. ``(B, n_items)``, ``(T,)`` -> ``(B, T)``."""
+    return scores[:, targets] - boundary(scores, k)
 
 
 def boundary(scores: Tensor, k: int) -> Tensor:

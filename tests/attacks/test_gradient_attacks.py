@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from recbole_robust.attacks import DADA, PGA, TNA, CopyProfile, RevAdv
-from recbole_robust.attacks.gradient import Audience, GradientAttack, boundary, hit
+from recbole_robust.attacks.gradient import Audience, GradientAttack, boundary, margins
 from recbole_robust.attacks.surrogate import respond
 from recbole_robust.types import AttackerView, Budget, UserError
 
@@ -37,14 +37,20 @@ def taste_view() -> AttackerView:
 
 def surrogate_hits(attack, view, fakes) -> float:
     """The targets' hit ratio in the attack's own surrogate with these fakes in it."""
+    everybody = slice(0, view.n_users)
+    distance, audience = surrogate_margins(attack, view, fakes)
+    return float(audience.mean((distance >= 0).float(), everybody))
+
+
+def surrogate_margins(attack, view, fakes) -> tuple[torch.Tensor, Audience]:
+    """How far the targets are above the end of each user's list there. Shape: ``(n_users, T)``."""
     surrogate = attack.fit(view, np.random.default_rng(5))
     audience = Audience.of(view, surrogate, TARGETS)
     include = torch.from_numpy((fakes.to_csr(view.n_items).toarray() > 0) * 1.0).float()
     a, b = surrogate.equations(surrogate.by_item, surrogate.x)
     moved = respond(surrogate, a, b, include, attack.values(view, surrogate, TARGETS))
-    everybody = slice(0, view.n_users)
-    scores = audience.scores(everybody, moved.y)
-    return float(audience.mean(hit(scores, audience.targets, attack.top_k), everybody))
+    scores = audience.scores(slice(0, view.n_users), moved.y)
+    return margins(scores, audience.targets, attack.top_k), audience
 
 
 def run(attack, view, budget=BUDGET, seed=0):
@@ -61,6 +67,18 @@ def test_fakes_beat_what_they_could_have_been(attack, kind, taste_view):
     for seed in range(2):
         chosen = surrogate_hits(attack, taste_view, run(attack, taste_view, budget, seed))
         assert chosen > surrogate_hits(attack, taste_view, run(CopyProfile(), taste_view, budget, seed))
+
+
+@each_objective
+def test_where_no_target_reaches_a_list_the_fakes_still_learn(attack, taste_view):
+    """Two fakes, one target each: the hit ratio is 0 at every step, and what brings the targets nearer is better."""
+    attack, budget = replace(attack, top_k=1, reg=10.0), Budget(n_fake_users=3, n_fillers=10, target_mode="split")
+    fakes, start = (run(one, taste_view, budget) for one in (attack, replace(attack, n_steps=0)))
+    found = [surrogate_margins(attack, taste_view, one) for one in (fakes, start)]
+    everybody = slice(0, taste_view.n_users)
+    assert [float(audience.mean((distance >= 0).float(), everybody)) for distance, audience in found] == [0.0, 0.0]
+    nearer, before = (float(audience.mean(distance, everybody)) for distance, audience in found)
+    assert nearer > before and fakes.digest() != start.digest()
 
 
 @each_objective
@@ -176,7 +194,7 @@ def test_hits_are_those_of_a_sort():
     order = scores.argsort(dim=1, descending=True)
     for k in (1, 5, 15):
         expected = torch.stack([(order[:, :k] == t).any(dim=1) for t in (3, 7)], dim=1)
-        assert torch.equal(hit(scores, torch.tensor([3, 7]), k).bool(), expected)
+        assert torch.equal(margins(scores, torch.tensor([3, 7]), k) >= 0, expected)
         assert torch.equal(boundary(scores, k)[:, 0], scores.sort(dim=1, descending=True).values[:, k - 1])
 
 
