@@ -133,7 +133,7 @@ def _place(cell: Cell) -> dict[str, Any]:
 def _failed(cell: Cell, error: Exception) -> str:
     """The record of a failed cell, with the traceback where it is not the user's mistake."""
     record = {**_place(cell), "error": " ".join(f"{type(error).__name__}: {error}".split())}
-    if not isinstance(error, UserError):
+    if not isinstance(error, UserError) or error.__cause__ is not None:  # a bug, or what may be one
         record["traceback"] = "".join(traceback.format_exception(error))
     return _to_text(record)
 
@@ -142,7 +142,7 @@ def _failed(cell: Cell, error: Exception) -> str:
 def _running(
     cells: list[Cell], output_dir: Path, workers: int, address: str | None, force: bool
 ) -> Iterator[Iterator[tuple[Cell, str]]]:
-    """Each cell with the text of its result, in order of completion; the workers are there inside this block."""
+    """Inside this block the workers are there; it gives each cell with the text of its result, as they complete."""
     if not cells or (not workers and address is None):
         yield ((cell, run_cell(cell, output_dir, force)) for cell in cells)
         return
@@ -158,15 +158,16 @@ def _running(
 @contextlib.contextmanager
 def kept_folders(folders: Iterable[Path]) -> Iterator[None]:
     """Folders that are there inside this block, so that no worker removes one that another is about to write into."""
-    made = list(folders)
-    for folder in made:
+    wanted = list(folders)
+    new = {path for folder in wanted for path in (folder, *folder.parents) if not path.exists()}
+    for folder in wanted:
         folder.mkdir(parents=True, exist_ok=True)
     try:
         yield
     finally:
-        for folder in made:
+        for path in sorted(new | set(wanted), key=lambda path: -len(path.parts)):
             with contextlib.suppress(OSError):  # not empty, as a rule
-                folder.rmdir()
+                path.rmdir()
 
 
 class _Worker:

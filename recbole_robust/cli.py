@@ -53,7 +53,7 @@ Every key of properties/*.yaml and of RecBole can be given as --key=value; neste
 
 OF_THE_MACHINE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE,
-    errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
 SHORT = {"-m": "--model", "-d": "--dataset", "-h": "--help"}
 # true by themselves; no value after a blank
@@ -145,9 +145,9 @@ def _of_the_machine(error: Exception) -> str:
     if isinstance(error, OSError):
         told = (error.strerror or str(error)) + (f": {error.filename}" if error.filename else "")
         return told if error.errno in OF_THE_MACHINE else ""
-    told = str(error)
-    lacks_memory = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
-    return f"out of memory: {told}" if lacks_memory or "can't allocate memory" in told else ""
+    from recbole_robust.complaints import lacks_memory
+
+    return f"out of memory: {error}" if lacks_memory(error) else ""
 
 
 def _run(words: list[str], keys: dict[str, str], arguments: list[str]) -> None:

@@ -229,10 +229,16 @@ class Config(RecBoleConfig):
         return [key for key in keys if values[key] not in (None, {})]
 
     def unchecked_keys(self) -> dict[str, Any]:
-        """The user's keys whose values nothing has looked at: RecBole's own, and those of its models."""
-        checked = {*CHECKS, *PARTS, *NAME_KEYS, *MERGED_KEYS}
+        """The user's keys of RecBole, or of its model, that :mod:`config_checks` does not know one by one."""
+        theirs = registry.keys_of_recbole(registry.yaml_names(self.model_class))
+        checked = {*CHECKS, *PARTS, *NAME_KEYS, *MERGED_KEYS, *DISPLAY_KEYS, "loss_type"}
         given = {**self.external_config_dict, **{path[0]: self[path[0]] for path in self._dotted}}
-        return {key: value for key, value in given.items() if key not in checked and key not in DISPLAY_KEYS}
+        return {key: value for key, value in given.items() if key in theirs and key not in checked}
+
+    def columns_given(self) -> dict[str, Any]:
+        """The parts of ``load_col`` that the user has given: kinds of files to their columns."""
+        given = dict(self.external_config_dict.get("load_col") or {})
+        return {**given, **{path[1]: value for path, value in self._dotted.items() if path[0] == "load_col"}}
 
     def _external(self, key: str) -> Any:
         return self.external_config_dict.get(key, self.internal_config_dict.get(key))

@@ -30,7 +30,7 @@ def check_together(config: Config, final: dict[str, Any], explicit: bool) -> Non
         UserError: one line on the first of them.
     """
     most = max([final["topk"]] if isinstance(final["topk"], int) else final["topk"])
-    if final.get("infer_mode") == "rerank" and final["rerank_topk"] < most:
+    if final.get("infer_mode") == "rerank" and final.get("rerank_topk", most) < most:
         raise UserError(f"rerank_topk: expected at least the largest K, {most}, got {final['rerank_topk']}")
     if str(final["baseline"]) not in ("auto", "none", "None"):
         registry.get_model(final["baseline"], "baseline")

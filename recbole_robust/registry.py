@@ -136,6 +136,15 @@ def known_keys() -> tuple[frozenset[str], dict[str, frozenset[str]]]:
     return frozenset(general), {key: frozenset(models) for key, models in by_model.items() if key not in general}
 
 
+def keys_of_recbole(models: Iterable[str]) -> set[str]:
+    """The keys that RecBole lists for all models, and those of its files for these."""
+    lists = RecBoleConfig.__new__(RecBoleConfig)
+    RecBoleConfig._init_parameters_category(lists)
+    files = (Path(recbole.__file__).parent / "properties" / "model" / f"{model}.yaml" for model in models)
+    own = {key for path in files if path.is_file() for key in read_yaml(path)}
+    return own | {key for keys in lists.parameters.values() for key in keys}
+
+
 def unknown(what: str, name: object, known: Iterable[str]) -> UserError:
     """The error for an unknown name: what it may have meant, or what there is."""
     known = sorted(known)

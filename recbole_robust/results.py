@@ -17,7 +17,7 @@ import numpy as np
 from recbole.utils.logger import RemoveColorFilter
 
 import recbole_robust
-from recbole_robust.complaints import complaint_of_recbole
+from recbole_robust.complaints import SuspectedKeys, complaint_of_recbole
 from recbole_robust.config import Config
 from recbole_robust.data.card import files_digest
 from recbole_robust.json_kinds import MAPPING, NUMBER, TEXT, TEXTS, WHOLE, Kind, are_metrics, is_number, or_null, short
@@ -249,7 +249,7 @@ def log_to(path: Path) -> Iterator[None]:
     """Inside this block what RecBole and we log goes to a file, warnings too: RecBole's are many and say little.
 
     A mistake of the user, told by us or by RecBole, leaves nothing behind: neither the log nor empty folders that were
-    not there before (another process may have made those, and be about to write into them).
+    not there before (another process may have made those, and be about to write into them). A suspicion keeps the log.
     """
     output_dir = path.parent.parent
     folders = (path.parent, output_dir / "saved", output_dir / "cards", output_dir / "clean", output_dir)
@@ -270,7 +270,8 @@ def log_to(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        mistaken = isinstance(error, UserError) or complaint_of_recbole(error) is not None
+        mistaken = isinstance(error, UserError) and not isinstance(error, SuspectedKeys)
+        mistaken = mistaken or complaint_of_recbole(error) is not None
         raise
     finally:
         root.removeHandler(handler)

@@ -85,7 +85,7 @@ class RobustTrainerMixin(_Base):
         self.label = config["model"]
         self._resumed: dict[str, Any] | None = None
         self._valid_result: dict[str, float] | None = None
-        os.makedirs(config["checkpoint_dir"], exist_ok=True)  # RecBole's own way fails where two processes do it
+        _make_folder("checkpoint_dir", config["checkpoint_dir"])  # RecBole's own way fails where two processes do it
         with _tensorboard_in(config["output_dir"], config["log_tensorboard"], self._run_name(config)):
             super().__init__(config, model)
         self.saved_model_file = os.path.join(self.checkpoint_dir, f"{self._run_name(config)}.pth")
@@ -350,6 +350,13 @@ RobustTrainer = robust(recbole_trainer.Trainer)
 def get_trainer(config) -> type:
     """The robust form of the trainer that RecBole has for this model, or for the one that it wraps."""
     return robust(recbole_get_trainer(config["MODEL_TYPE"], config["base_model"] or config["model"]))
+
+
+def _make_folder(key: str, folder: str) -> None:
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except FileNotFoundError as error:  # below /proc, say
+        raise UserError(f"{key}: expected a folder that can be made, got {folder!r} ({error.strerror})") from None
 
 
 @contextlib.contextmanager

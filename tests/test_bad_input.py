@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from refusals import run_words
 
+from recbole_robust.cli import main
+
 LOAD = str({"inter": ["user_id", "item_id", "rating", "timestamp"], "user": ["user_id", "age", "gender"],
             "item": ["item_id", "year", "class"]})  # fmt: skip
 AVERAGE = ["--attack=Average", "--n_fake_users=3", "--n_fillers=4", "--target_items=[i3]"]
@@ -57,8 +59,6 @@ FILES: dict[str, tuple[Callable[[Path], None], list[str], list[str]]] = {  # wha
     "items, text for numbers": (replaced("item", "i0\t", "i0\tx"), DCN, ["toy.item: expected numbers"]),
     "items, commas": (replaced("item", "\t", ","), DCN, ["toy.item: expected a header"]),
     "items, a column twice": (replaced("item", "class:token_seq", "year:float"), DCN, ["expected each column"]),
-    "users, one twice": (replaced("user", "u5\t", "u4\t"), DCN, ["one row for each user_id, got more for u4"]),
-    "items, one twice": (replaced("item", "i5\t", "i4\t"), DCN, ["one row for each item_id, got more for i4"]),
     "a column that is not there": (
         replaced("user", "age:float", "years:float"), DCN, ["expected a column age (load_col), got user_id"]),
     "no column that is there": (
@@ -129,13 +129,6 @@ HUGE: dict[str, tuple[list[str], list[str]]] = {
     "preload_weight": (["--preload_weight=5"], ["preload_weight: expected a mapping, got 5"]),
     "additional_feat_suffix": (["--additional_feat_suffix=5"], ["additional_feat_suffix: expected a list"]),
     "field_separator": (["--field_separator=5"], ["field_separator: expected text, got 5"]),
-    "half a layer": (["--model=LightGCN", "--n_layers=2.5"], ["n_layers: expected what", "got 2.5: TypeError"]),
-    "a dropout of 2": (
-        ["--model=NeuMF", "--dropout_prob=2"],
-        ["dropout_prob: expected what", "between 0 and 1"],
-    ),
-    "a network of nothing": (["--model=NeuMF", "--mlp_hidden_size=[]"], ["mlp_hidden_size: expected", "IndexError"]),
-    "an unknown activation": (["--model=SASRec", "--hidden_act=foo"], ["hidden_act: expected", "KeyError: 'foo'"]),
     "a gate without end": (
         ["--model=PurifyAugMF", "--se_bias_init=-.inf"],
         ["se_bias_init: expected a number"],
@@ -159,6 +152,25 @@ HUGE: dict[str, tuple[list[str], list[str]]] = {
 def test_huge_and_odd_values(what, toy, refused):
     words, told = HUGE[what]
     refused(run_words(toy.parent, *words), *told)
+
+
+SUSPECTED: dict[str, tuple[list[str], list[str]]] = {
+    "half a layer": (["--model=LightGCN", "--n_layers=2.5"], ["n_layers: expected what", "got 2.5", "in lightgcn.py"]),
+    "a dropout of 2": (["--model=NeuMF", "--dropout_prob=2"], ["dropout_prob: expected what", "between 0 and 1"]),
+    "a network of nothing": (["--model=NeuMF", "--mlp_hidden_size=[]"], ["mlp_hidden_size: expected", "IndexError"]),
+    "an unknown activation": (["--model=SASRec", "--hidden_act=foo"], ["hidden_act: expected", "KeyError", "'foo'"]),
+}
+
+
+@pytest.mark.parametrize("what", SUSPECTED)
+def test_what_recbole_stumbles_over_names_the_key_and_keeps_the_traceback(what, toy, tmp_path, capsys, monkeypatch):
+    words, told = SUSPECTED[what]
+    monkeypatch.chdir(tmp_path)
+    assert main(run_words(toy.parent, *words)) == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.startswith("error: ") and all(text in err for text in told), err
+    (log,) = (tmp_path / "out" / "log").glob("*.log")
+    assert "Traceback" in log.read_text() and not list(tmp_path.rglob("result.json"))
 
 
 # --- results, grids and audits ----------------------------------------------------------------------------------------

@@ -16,12 +16,13 @@ from urllib.error import URLError
 
 import pytest
 import recbole.data.dataset.dataset as recbole_dataset
+from recbole import utils
 from recbole.utils import init_seed
 
 import recbole_robust
 from recbole_robust import cli, quick_start, registry
 from recbole_robust.cli import main, parse
-from recbole_robust.complaints import blaming, complaint_of_recbole
+from recbole_robust.complaints import SuspectedKeys, blaming, complaint_of_recbole
 from recbole_robust.data import attacked_dataset
 from recbole_robust.data.card import PoisonCard
 from recbole_robust.types import UserError
@@ -635,9 +636,20 @@ def test_what_recbole_runs_into_is_laid_to_the_keys_that_nothing_has_checked():
         with blaming(keys):
             call()
 
-    told = str(_raised_in(lambda: under({"a": 2.5, "b": "x"}, in_recbole)))
-    assert told.startswith("a, b: expected what RecBole can work with, got 2.5, 'x': TypeError: ")
-    assert told.endswith(")") and "(utils.py:" in told
+    def no_memory():
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    def theirs(call):  # as if RecBole had called it
+        code = compile("def run(call): call()", utils.__file__, "exec")
+        exec(code, names := {})
+        return lambda: names["run"](call)
+
+    error = _raised_in(lambda: under({"a": 2.5, "b": "x"}, in_recbole))
+    assert type(error) is SuspectedKeys and isinstance(error.__cause__, TypeError)
+    assert str(error).startswith("a, b: expected what RecBole can work with, got 2.5, 'x', as it seems (TypeError in ")
+    assert "utils.py:" in str(error)
+    assert type(_raised_in(lambda: under({"a": 1}, theirs(ours)))) is KeyError  # somebody's model, called by RecBole
+    assert type(_raised_in(lambda: under({"a": 1}, theirs(no_memory)))) is RuntimeError
     assert type(_raised_in(lambda: under({}, in_recbole))) is TypeError  # no key: a bug
     assert type(_raised_in(lambda: under({"a": 1}, ours))) is KeyError
     assert type(_raised_in(lambda: under({"a": 1}, full))) is OSError
@@ -646,6 +658,8 @@ def test_what_recbole_runs_into_is_laid_to_the_keys_that_nothing_has_checked():
 def test_the_keys_that_nothing_has_checked(toy_config):
     config = toy_config(model="LightGCN", n_layers=2, reg_weight=0.1, seed=3, attack="Average")
     assert config.unchecked_keys() == {"n_layers": 2, "reg_weight": 0.1}
+    assert toy_config(model="BPR", n_layers=2).unchecked_keys() == {}  # ignored
+    assert toy_config(model="PurifyAugMF", fuse="mlp", loss_type="MSE").unchecked_keys() == {}  # the model looks at it
 
 
 def test_our_own_bug_propagates(run, monkeypatch):

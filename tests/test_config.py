@@ -501,3 +501,8 @@ def test_base_model_is_for_models_that_wrap_one(toy_config):
     assert toy_config("PurifyAug", base_model="BPR")["base_model"] == "BPR"
     with pytest.raises(UserError, match=r"^unknown base_model 'SASREC': did you mean SASRec"):
         toy_config("PurifyAug", base_model="SASREC")
+
+
+@pytest.mark.parametrize("model", ["MF", "BPR"])
+def test_a_key_that_is_ignored_has_no_relations(toy_config, model):
+    assert toy_config(model, infer_mode="rerank")["topk"]

@@ -377,7 +377,7 @@ def test_bad_words(words, told, tmp_path, capsys, monkeypatch):
     out, err = capsys.readouterr()
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and errors[0].startswith(f"error: {told}") and out == ""
-    assert list(tmp_path.rglob("*.json")) == []
+    assert list(tmp_path.rglob("*.json")) == [] and not (tmp_path / "output" / "benchmark").exists()
 
 
 def test_tpe_without_optuna_is_one_clear_line(content, tmp_path, monkeypatch):

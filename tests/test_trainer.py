@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 from pathlib import Path
@@ -100,10 +101,20 @@ def test_a_checkpoint_of_another_size_is_refused_in_one_line(toy_config):
     assert "\n" not in str(raised.value)
 
 
-def test_a_failed_write_leaves_no_file(tmp_path):
+def test_a_failed_write_leaves_no_file(tmp_path, monkeypatch):
+    path = tmp_path / "deep" / "x.pth"
     with pytest.raises(Exception, match=r"pickle|local"):
-        save_atomically({"x": lambda: None}, str(tmp_path / "deep" / "x.pth"))
-    assert not list(tmp_path.rglob("*.pth*"))
+        save_atomically({"x": lambda: None}, str(path))
+
+    def lost(*paths):
+        raise OSError(errno.EIO, "lost", str(paths[0]), None, str(paths[1]))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lost)
+        with pytest.raises(OSError, match="lost") as caught:
+            save_atomically({"x": 1}, str(path))
+    assert caught.value.filename == str(path)  # not the temporary name
+    assert not list(path.parent.iterdir())
 
 
 def test_values_of_other_parameters_survive(tmp_path):

@@ -252,7 +252,7 @@ class GradientAttack(SurrogateAttack):
             self.objective(scores, audience, users).backward()
             distance = margins(scores.detach(), audience.targets, self.top_k)
             hits += float(audience.mean((distance >= 0).to(scores.dtype), users))
-            margin += float(audience.mean(distance, users))
+            margin += float(audience.mean(torch.where(distance.isfinite(), distance, 0.0), users))  # inf: a list of all
         assert y.grad is not None
         return hits, margin, y.grad
 

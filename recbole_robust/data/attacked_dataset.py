@@ -27,7 +27,7 @@ from recbole_robust.data.newcomers import FAN_KEYS, Newcomers, hold_out_fans
 from recbole_robust.data.noise import InteractionNoise
 from recbole_robust.data.noisy_split import NoiseFlags, add_noise
 from recbole_robust.data.poison import CHOICE_KEYS, Poison, targets_of
-from recbole_robust.data.table_checks import check_named_columns, check_numerical, check_one_row_each, keep_tokens
+from recbole_robust.data.table_checks import check_named_columns, check_numerical, keep_tokens
 from recbole_robust.data.user_folds import one_instance_a_user
 from recbole_robust.data.views import RawLog, rating_grid
 from recbole_robust.randomness import global_state_kept
@@ -123,9 +123,8 @@ class AttackedMixin(PandasSafeDataset, _Base):
                     raise UserError(f"{filepath}: expected a column {name}:token (load_col), got {found}")
             if feat.empty:
                 raise UserError(f"{filepath}: expected rows below the header, got none")
-        elif feat is not None:
-            check_one_row_each(feat, filepath, {"user": self.uid_field, "item": self.iid_field}.get(kind))
-        check_named_columns(feat, filepath, getattr(self.config, "external_config_dict", {}).get("load_col"), kind)
+        if hasattr(self.config, "columns_given"):  # RecBole's own Config has no layers to tell from
+            check_named_columns(feat, filepath, self.config.columns_given(), kind)
         return feat
 
     def _load_inter_feat(self, token, dataset_path):
@@ -228,6 +227,8 @@ class AttackedMixin(PandasSafeDataset, _Base):
 
     def _normalize(self):
         """Remember the span of what RecBole normalises, so that fake ratings can be mapped the same way."""
+        tables = self.inter_feat, self.user_feat, self.item_feat
+        check_numerical(tables, self.dataset_name, self.config["numerical_features"] or [])
         spans = {}
         for name in self.inter_feat:
             if pd.api.types.is_float_dtype(self.inter_feat[name]):
@@ -238,9 +239,7 @@ class AttackedMixin(PandasSafeDataset, _Base):
 
     def _discretization(self):
         """Remember what RecBole makes of the values of numerical features: pairs of a base and an index."""
-        numerical = self.config["numerical_features"] or []
-        check_numerical((self.inter_feat, self.user_feat, self.item_feat), self.dataset_name, numerical)
-        names = [name for name in numerical if name in self.inter_feat]
+        names = [name for name in self.config["numerical_features"] or [] if name in self.inter_feat]
         before = {name: np.unique(self.inter_feat[name].to_numpy(), return_index=True) for name in names}
         super()._discretization()
         for name, (values, first) in before.items():

@@ -127,11 +127,20 @@ def use_fast_loader(config, train_data):
     Raises:
         UserError: unrated pairs of a model of ratings by popularity, which RecBole counts in valid and test rows too.
     """
-    popularity = config["train_neg_sample_args"]["distribution"] == "popularity"
-    if popularity and getattr(config, "is_explicit", False) and not fast_loader_applies(config, train_data._dataset):
-        raise UserError("dataloader: expected fast, without features and dynamic sampling, since RecBole's counts the "
-                        "popularity of unrated items in test rows too (or --train_neg_sample_args=~), got "
-                        f"{config['dataloader']}")  # fmt: skip
+    sampling, train = config["train_neg_sample_args"], train_data._dataset
+    if sampling["distribution"] == "popularity" and getattr(config, "is_explicit", False):
+        with_features = train.user_feat is not None or train.item_feat is not None
+        others = {
+            "dataloader": (config["dataloader"] != "fast", "fast"),
+            "train_neg_sample_args.dynamic": (sampling["dynamic"], "false"),
+            "transform": (config["transform"], "none"),
+            "load_col": (with_features, "no features of users and items"),
+        }
+        for key, expected in ((key, expected) for key, (there, expected) in others.items() if there):
+            raise UserError(
+                f"{key}: expected {expected} beside unrated pairs by popularity, which RecBole's own loader counts in "
+                f"test rows too (--train_neg_sample_args=~ goes without), got {config[key.split('.')[0]]}"
+            )
     if type(train_data) is not TrainDataLoader or not fast_loader_applies(config, train_data._dataset):
         return train_data
     return TensorTrainDataLoader(config, train_data._dataset, train_data._sampler, shuffle=config["shuffle"])

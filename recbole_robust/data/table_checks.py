@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_float_dtype
 
 from recbole_robust.data.atomic_file import cells_as_written
 from recbole_robust.types import UserError
@@ -46,28 +47,18 @@ def keep_tokens(
                                 f"{len(bad)} rows (first: row {bad[0] + 1} below the header)")  # fmt: skip
 
 
-def check_one_row_each(feat: pd.DataFrame, path: str, name: str | None) -> None:
-    """A user or an item (the column ``name``) has one row of features: with two, RecBole's join moves all that follow
-    by one, and they get the features of somebody else.
-    """
-    if name is not None and name in feat:
-        twice = feat[name][feat[name].duplicated() & feat[name].notna()].unique()
-        if len(twice):
-            raise UserError(f"{path}: expected one row for each {name}, got more for {', '.join(twice[:3])}")
-
-
-def check_named_columns(feat: pd.DataFrame | None, path: str, load_col: Mapping[str, Any] | None, kind: str) -> None:
+def check_named_columns(feat: pd.DataFrame | None, path: str, load_col: Mapping[str, Any], kind: str) -> None:
     """What the user's ``load_col`` names for this kind of file is there. (RecBole's defaults name more at times.)"""
-    names = (load_col or {}).get(kind) or []
+    names = load_col.get(kind) or []
     found = [] if feat is None else list(feat.columns)
     missing = [] if names == "*" else [name for name in names if name not in found]
     if missing:
         raise UserError(f"{path}: expected a column {missing[0]} (load_col), got {', '.join(found) or 'none'}")
 
 
-def check_numerical(tables: Iterable[pd.DataFrame | None], dataset: str, names: Iterable[str]) -> None:
-    """Features that are embedded as numbers (``numerical_features``) are finite."""
-    for feat in tables:
-        for name in names if feat is not None else ():
-            if feat is not None and name in feat and np.isinf(feat[name].to_numpy(dtype=np.float64)).any():
+def check_numerical(tables: Iterable[pd.DataFrame | None], dataset: str, names: Collection[str]) -> None:
+    """Features that are embedded as numbers (``numerical_features``) are finite; a column of lists is not looked at."""
+    for feat in (table for table in tables if table is not None):
+        for name in names:
+            if name in feat and is_float_dtype(feat[name]) and np.isinf(feat[name].to_numpy()).any():
                 raise UserError(f"{dataset}: {name}: expected finite numbers (numerical_features), got inf")

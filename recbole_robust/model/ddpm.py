@@ -8,11 +8,12 @@ Reference:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
-from recbole_robust.model.score_opt import FixedDenoiser, Noise
+from recbole_robust.model.score_opt import FixedDenoiser
 
 
 def ddpm(
@@ -22,7 +23,7 @@ def ddpm(
     sigma: float,
     sigma_min: float,
     steps: int,
-    noise: Noise | None = None,
+    noise: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """Adds noise to x_a up to sigma, then goes back to none in ``steps`` steps of the reverse chain.
 
@@ -37,7 +38,7 @@ def ddpm(
         sigma (float): t*, where the chain begins.
         sigma_min (float): the last level; of one step it is sigma.
         steps (int): M, at least 1.
-        noise: ``steps`` pairs, of each the first is used; None is no noise: the chain of the means.
+        noise: a draw a step, independent of one another; None is no noise: the chain of the means.
 
     Shape:
         - x_a: ``(B, dim)``; noise ``(B, dim)`` or ``(1, dim)``
@@ -45,7 +46,7 @@ def ddpm(
     """
     ratio = min(sigma_min / sigma, 1.0) ** (1 / max(steps - 1, 1))
     levels = [sigma * ratio**step for step in range(steps)]
-    drawn = [0.0 if noise is None else noise[step][0] for step in range(steps)]
+    drawn = [0.0] * steps if noise is None else noise
     abar = 1 / (1 + sigma**2)
     x_t = math.sqrt(abar) * (x_a + sigma * drawn[0])
     for step, level in enumerate(levels[:-1], start=1):
@@ -55,6 +56,12 @@ def ddpm(
         mean, variance = posterior(guess, x_t, alpha, abar)
         x_t, abar = mean + math.sqrt(variance) * drawn[step], nearer
     return denoiser_at(levels[-1])(x_t / math.sqrt(abar))
+
+
+def fixed_noise(x: Tensor, steps: int, seed: int = 0) -> list[Tensor]:
+    """The same draws for all rows, another at each step, always: rankings do not depend on luck. ``(1, dim)`` each."""
+    generator = torch.Generator().manual_seed(seed)
+    return list(torch.randn(steps, 1, x.shape[1], generator=generator).to(x))
 
 
 def posterior(x_0: Tensor, x_t: Tensor, alpha: float, abar: float) -> tuple[Tensor, float]:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from recbole_robust.arguments import chosen
 from recbole_robust.model import score_opt as algorithm1
-from recbole_robust.model.ddpm import ddpm
+from recbole_robust.model.ddpm import ddpm, fixed_noise
 from recbole_robust.model.denoiser import Denoiser, RunningMoments, denoising_loss
 from recbole_robust.model.explicit import ExplicitRecommender, rows_l2
 from recbole_robust.model.mutual_learning import limit_kl, softened_kl
@@ -39,7 +39,8 @@ class PurifyAugMF(ExplicitRecommender):
     gate, no noise, M = 0 and ``fuse: mean`` it is MF.
 
     Predictions are deterministic: there is no label, so eta = 0 and x_a = x_p. An evaluator that wants certain items
-    exact under ``infer_mode: rerank`` puts their ids into ``pinned_items``.
+    exact under ``infer_mode: rerank`` (of the configuration: it has to know who rated what) puts their ids into
+    ``pinned_items``.
 
     Shape:
         user_embedding.weight ``(n_users, d)``, item_embedding.weight ``(n_items, d)``; x and its kin ``(B, dim)`` with
@@ -103,7 +104,7 @@ class PurifyAugMF(ExplicitRecommender):
         self.pair_chunk = config["pair_chunk"] or (2**18 if torch.device(self.device).type == "cuda" else 2**11)
         if self.infer_mode != "exact" and (self.pair_op, self.se_excite) != ("hadamard", "head"):
             raise UserError(f"infer_mode: {self.infer_mode} needs pair_op hadamard and se_excite head")
-        if self.backprop == "unroll" and self.score_opt["optimiser"] == "adam":
+        if (self.backprop, self.purifier, self.score_opt["optimiser"]) == ("unroll", "score_opt", "adam"):
             raise UserError("purify_backprop: unroll needs purify_opt sgd")
 
     def on_epoch_start(self, epoch: int) -> None:
@@ -147,15 +148,17 @@ class PurifyAugMF(ExplicitRecommender):
         """x_aug: M steps of Algorithm 1, or of the chain of eq. (7), in standardised space; its gradient to x_p."""
         if not self.score_opt["steps"]:
             return self._back_to(x_p, x_a)
-        noise = algorithm1.fresh_noise if self.training else algorithm1.shared_noise
+        steps, sigma = self.score_opt["steps"], float(self.sigma)
         silent = not self.training and self.eval_noise == "zero"
-        drawn, sigma = None if silent else noise(x_a, self.score_opt["steps"]), float(self.sigma)
         with torch.set_grad_enabled(self.backprop == "unroll" and torch.is_grad_enabled()):
             z = self.moments.standardise(x_a)
             if self.purifier == "ddpm":
-                levels = {"sigma": sigma, "sigma_min": self.sigma_min, "steps": self.score_opt["steps"]}
-                x_m = ddpm(self.denoiser.at, z, **levels, noise=drawn)
+                draws = [torch.randn_like(z) for _ in range(steps)] if self.training else fixed_noise(z, steps)
+                levels = {"sigma": sigma, "sigma_min": self.sigma_min, "steps": steps}
+                x_m = ddpm(self.denoiser.at, z, **levels, noise=None if silent else draws)
             else:
+                noise = algorithm1.fresh_noise if self.training else algorithm1.shared_noise
+                drawn = None if silent else noise(z, steps)
                 gradient = self.purify_grad if self.training else self.eval_purify_grad
                 x_m = algorithm1.score_opt(self.denoiser.at(sigma), z, gradient=gradient, noise=drawn, **self.score_opt)
             x_m = self.moments.restore(x_m)

@@ -71,14 +71,25 @@ def test_fakes_beat_what_they_could_have_been(attack, kind, taste_view):
 
 @each_objective
 def test_where_no_target_reaches_a_list_the_fakes_still_learn(attack, taste_view):
-    """Two fakes, one target each: the hit ratio is 0 at every step, and what brings the targets nearer is better."""
+    """Three fakes, one target each: the hit ratio is 0 at every step, and what brings the targets nearer is better."""
     attack, budget = replace(attack, top_k=1, reg=10.0), Budget(n_fake_users=3, n_fillers=10, target_mode="split")
     fakes, start = (run(one, taste_view, budget) for one in (attack, replace(attack, n_steps=0)))
     found = [surrogate_margins(attack, taste_view, one) for one in (fakes, start)]
     everybody = slice(0, taste_view.n_users)
     assert [float(audience.mean((distance >= 0).float(), everybody)) for distance, audience in found] == [0.0, 0.0]
     nearer, before = (float(audience.mean(distance, everybody)) for distance, audience in found)
-    assert nearer > before and fakes.digest() != start.digest()
+    assert nearer > before and not np.array_equal(fakes.item_ids, start.item_ids)
+
+
+@each_objective
+def test_a_user_who_has_rated_nearly_all_does_not_hide_how_near_the_targets_are(attack, taste_view):
+    """His list has less than K items: a target is in it, at no distance that could be told."""
+    ratings = taste_view.ratings.tolil()
+    ratings[0, :59] = 3.0
+    view = replace(taste_view, ratings=ratings.tocsr())
+    attack, budget = replace(attack, top_k=2, reg=10.0), Budget(n_fake_users=3, n_fillers=10, target_mode="split")
+    fakes, start = (run(one, view, budget) for one in (attack, replace(attack, n_steps=0)))
+    assert not np.array_equal(fakes.item_ids, start.item_ids)
 
 
 @each_objective

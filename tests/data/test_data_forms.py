@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -173,3 +175,24 @@ def test_a_profile_of_all_items_leaves_no_negatives(toy_config):
     view_items = split(toy_config("BPR")).train.item_num - 1
     with pytest.raises(UserError, match="rated them all"):
         prepare(toy_config("BPR"), replace(poison, n_fillers=view_items - 1))
+
+
+def test_a_column_of_lists_may_be_a_numerical_feature(toy_config, tmp_path, data_path):
+    """RecBole embeds float_seq too; only numbers are looked at, and before they are normalised."""
+    toy = Path(shutil.copytree(data_path / "toy", tmp_path / "toy"))
+    lines = (toy / "toy.item").read_text().splitlines()
+    (toy / "toy.item").write_text(
+        "\n".join([lines[0] + "\tvec:float_seq", *(f"{line}\t0.1 0.2" for line in lines[1:])])
+    )
+    columns = {"inter": ["user_id", "item_id", "rating"], "item": ["item_id", "year", "vec"]}
+    keys = {"data_path": str(tmp_path), "load_col": columns, "threshold": {"rating": 4}, "mlp_hidden_size": [8]}
+    config = toy_config("DCN", numerical_features=["vec", "year"], normalize_all=True, **keys)
+    assert prepare(config)[0]._dataset.item_feat["vec"].shape[1] == 2
+    (toy / "toy.item").write_text((toy / "toy.item").read_text().replace("i0\t1992", "i0\tinf"))
+    with pytest.raises(UserError, match=r"toy: year: expected finite numbers \(numerical_features\), got inf"):
+        prepare(toy_config("DCN", numerical_features=["vec", "year"], normalize_all=True, **keys))
+
+
+def test_columns_that_a_part_of_load_col_names_are_there(toy_config):
+    with pytest.raises(UserError, match=r"toy\.user: expected a column nope \(load_col\), got user_id"):
+        prepare(toy_config("BPR", **{"load_col.user": ["user_id", "nope"]}))

@@ -14,7 +14,7 @@ from recbole.data.interaction import Interaction
 from torch import nn
 
 from recbole_robust.model import score_opt as algorithm1
-from recbole_robust.model.ddpm import ddpm, posterior
+from recbole_robust.model.ddpm import ddpm, fixed_noise, posterior
 from recbole_robust.model.denoiser import Denoiser, RunningMoments, denoising_loss
 from recbole_robust.model.mf import MF
 from recbole_robust.model.mutual_learning import limit_kl, softened_kl
@@ -562,7 +562,7 @@ def test_a_step_back_is_drawn_from_the_posterior_of_bayes_rule():
 
 def test_a_chain_of_one_step_is_the_denoiser():
     x_a, e = torch.randn(9, 4), torch.randn(9, 4)
-    found = ddpm(lambda s: GaussianDenoiser(sigma=s), x_a, sigma=0.5, sigma_min=0.02, steps=1, noise=[(e, e)])
+    found = ddpm(lambda s: GaussianDenoiser(sigma=s), x_a, sigma=0.5, sigma_min=0.02, steps=1, noise=[e])
     assert torch.allclose(found, GaussianDenoiser(sigma=0.5)(x_a + 0.5 * e), atol=1e-6)
 
 
@@ -573,12 +573,25 @@ def test_a_long_chain_leaves_the_data_as_they_are_distributed_and_draws_the_rest
     for sigma in (0.5, 1.0, 2.0):
         chain = {"sigma": sigma, "sigma_min": 0.002, "steps": 60}
         clean = 0.3 + torch.randn(40_000, 1)
-        noise = fresh_noise(clean, 60)
+        noise = [torch.randn_like(clean) for _ in range(60)]
         found = ddpm(lambda s: GaussianDenoiser(sigma=s), clean, **chain, noise=noise)
         assert abs(found.mean() - 0.3) < 0.03 and abs(found.std() - 1) < 0.08
         moved.append(ddpm(lambda s: GaussianDenoiser(sigma=s), far, **chain, noise=noise).mean() - 0.3)
         assert moved[-1] == pytest.approx(4 / (1 + sigma**2), rel=0.02)  # E[x_0 | x_sigma] of the prior N(.3, 1)
     assert moved == sorted(moved, reverse=True)
+
+
+def test_fixed_noise_is_another_draw_at_each_step_and_pushes_nobody():
+    """The same twice; a chain along one and the same draw would move everything by several of its lengths."""
+    clean = torch.randn(20_000, 64)
+    noise = fixed_noise(clean, 20)
+    assert all(torch.equal(*pair) for pair in zip(noise, fixed_noise(clean, 20), strict=True))
+    assert noise[0].shape == (1, 64) and not torch.equal(noise[0], noise[1])
+    moved = {}
+    for name, draws in (("fixed", noise), ("one", [noise[0]] * 20)):
+        found = ddpm(lambda s: GaussianDenoiser(0.0, sigma=s), clean, sigma=0.5, sigma_min=0.02, steps=20, noise=draws)
+        moved[name] = (found - clean).mean(dim=0).pow(2).mean().sqrt()
+    assert moved["fixed"] < 0.7 < 1.2 < moved["one"]
 
 
 @pytest.mark.parametrize("backprop", ["straight_through", "detach", "unroll"])
