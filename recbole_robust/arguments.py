@@ -9,6 +9,8 @@ import numpy as np
 
 from recbole_robust.types import UserError
 
+LARGEST_SEED = 2**32 - 1  # that numpy's global generator takes
+
 
 def require(condition: bool, key: str, expected: str, got: object) -> None:
     """Raise a :class:`UserError` that names ``key`` unless ``condition`` holds."""

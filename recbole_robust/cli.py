@@ -157,18 +157,20 @@ def _run(words: list[str], keys: dict[str, str], arguments: list[str]) -> None:
         raise UserError(f"expected --key=value, got {words[0]!r}")
     if not keys:
         raise UserError("model: expected --model=<name> --dataset=<name>, got nothing (--help says more)")
+    from recbole_robust.complaints import complaining_as
     from recbole_robust.quick_start import run_recbole_robust
 
     given = [argument for i, argument in enumerate(arguments) if i or argument != "run"]
     command = shlex.join(["python", "run_recbole_robust.py", *given])
     files = _config_files(keys)
-    with _complaints_of_recbole():
+    with complaining_as("RecBole"):
         result = run_recbole_robust(config_file_list=files, command_line=keys, command=command)
     print(render(result))
     print(f"result: {result['path']}")
 
 
 def _attack(words: list[str], keys: dict[str, str], arguments: list[str]) -> None:
+    from recbole_robust.complaints import complaining_as
     from recbole_robust.quick_start import run_attack
     from recbole_robust.types import UserError
 
@@ -177,7 +179,7 @@ def _attack(words: list[str], keys: dict[str, str], arguments: list[str]) -> Non
     if not keys:
         raise UserError("attack: expected --dataset=<name> --attack=<name>, got nothing (--help says more)")
     files, from_json = _config_files(keys), keys.pop("from_json", None)
-    with _complaints_of_recbole():
+    with complaining_as("RecBole"):
         stored = run_attack(config_file_list=files, command_line=keys, from_json=from_json)
     print(render_card(stored.card.content()))
     print(f"card: {stored.path}")
@@ -187,21 +189,6 @@ def _config_files(keys: dict[str, str]) -> list[str]:
     """The files of ``--config_files``, which is taken out of the keys."""
     listed = keys.pop("config_files", "")
     return [listed] if os.path.isfile(listed) else listed.split()
-
-
-@contextlib.contextmanager
-def _complaints_of_recbole() -> Iterator[None]:
-    """What RecBole raises on purpose inside this block is the user's mistake."""
-    from recbole_robust.complaints import complaint_of_recbole
-    from recbole_robust.types import UserError
-
-    try:
-        yield
-    except Exception as error:
-        complaint = complaint_of_recbole(error)
-        if complaint is None:
-            raise
-        raise UserError(f"RecBole: {complaint}") from None
 
 
 def _benchmark(words: list[str], keys: dict[str, str], arguments: list[str]) -> int:
@@ -221,11 +208,12 @@ def _benchmark(words: list[str], keys: dict[str, str], arguments: list[str]) -> 
 
 
 def _sweep(words: list[str], keys: dict[str, str], arguments: list[str]) -> int:
+    from recbole_robust.complaints import complaining_as
     from recbole_robust.sweep import run_sweep
 
     flags, numbers = ("force", "resume"), ("workers", "gpu_per_trial")
     source, options = _grid_or_sweep("sweep", "sweep", words, keys, (), flags, numbers)
-    with _complaints_of_recbole():
+    with complaining_as("RecBole"):
         done = run_sweep(source, **options)
     print(done)
     return int(not done.best)

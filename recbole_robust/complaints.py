@@ -8,7 +8,7 @@ import logging
 import os
 import sysconfig
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,18 @@ def complaint_of_recbole(error: BaseException) -> str | None:
     return " ".join(str(error).split()) or None
 
 
+@contextlib.contextmanager
+def complaining_as(what: str) -> Iterator[None]:
+    """What RecBole raises on purpose inside this block is the user's mistake: ``<what>: <RecBole's words>``."""
+    try:
+        yield
+    except Exception as error:
+        complaint = complaint_of_recbole(error)
+        if complaint is None:
+            raise
+        raise UserError(f"{what}: {complaint}") from None
+
+
 class SuspectedKeys(UserError):
     """An exception that the user's keys seem to have caused; it may be a bug after all, so its traceback is kept."""
 
@@ -56,8 +68,8 @@ def lacks_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def blaming(keys: Mapping[str, Any]) -> Iterator[None]:
-    """Inside this block an exception in RecBole's code, or in a library that it calls, is laid to the user's ``keys``.
+def blaming(find_keys: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
+    """Inside this block an exception in RecBole's code, or in a library that it calls, is laid to the user's keys.
 
     These are keys of RecBole's that nothing has checked: it takes them as they are, so that ``--n_layers=2.5`` ends in
     a ``range()`` of its model. Without such keys, in our code or in somebody's own model, the exception goes on: it is
@@ -72,7 +84,10 @@ def blaming(keys: Mapping[str, Any]) -> Iterator[None]:
         raise
     except Exception as error:
         place = _place_in_recbole(error)
-        if not keys or place is None or complaint_of_recbole(error) or lacks_memory(error) or "CUDA" in str(error):
+        if place is None or complaint_of_recbole(error) or lacks_memory(error) or "CUDA" in str(error):
+            raise
+        keys = find_keys()
+        if not keys:
             raise
         logger.exception("laid to the keys %s", ", ".join(keys))
         given = ", ".join(repr(value) for value in keys.values())

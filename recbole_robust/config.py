@@ -23,7 +23,7 @@ from recbole.utils import EvaluatorType, InputType, ModelType
 
 from recbole_robust import registry
 from recbole_robust.compat import set_numpy_aliases
-from recbole_robust.complaints import complaint_of_recbole
+from recbole_robust.complaints import complaining_as
 from recbole_robust.config_checks import CHECKS, PARTS, check_explicit, check_kinds, check_values
 from recbole_robust.config_relations import check_together, complete_metrics
 from recbole_robust.data.noise import NOISE_KEYS
@@ -321,13 +321,8 @@ class Config(RecBoleConfig):
             final["train_neg_sample_args"] = None  # RecBole's default for all models, and an error for these
         complete_metrics(final, self._is_given("valid_metric"))
         user_data_path = final["data_path"]
-        try:
+        with complaining_as("config"):
             super()._set_default_parameters()
-        except Exception as error:
-            complaint = complaint_of_recbole(error)
-            if complaint is None:
-                raise
-            raise UserError(f"config: {complaint}") from None
         placed = os.path.join(user_data_path, self.dataset)
         if any(Path(placed).glob(f"{self.dataset}*.inter")):
             final["data_path"] = placed  # RecBole takes its own copy of ml-100k even where the user has placed one

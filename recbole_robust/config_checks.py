@@ -12,6 +12,7 @@ from typing import Any
 from recbole.evaluator.register import metric_types
 from recbole.utils import EvaluatorType
 
+from recbole_robust.arguments import LARGEST_SEED
 from recbole_robust.types import TARGET_MODES, UserError
 
 # --- which values a key may have --------------------------------------------------------------------------------------
@@ -119,7 +120,7 @@ CHECKS: dict[str, Check] = {
     "eval_batch_size": whole(1),
     "eval_step": whole(0),
     "stopping_step": whole(0),
-    "seed": whole(0, 2**32 - 1),
+    "seed": whole(0, LARGEST_SEED),
     "new_fans": whole(0),
     "track_every": whole(0),
     "learner": ("one of adam, adamw, sgd, adagrad, rmsprop",  # RecBole's sparse_adam: no model has sparse gradients

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recbole_robust.arguments import LARGEST_SEED
 from recbole_robust.properties_path import properties_dir
 from recbole_robust.report import REPORT_OPTIONS, load_published
 from recbole_robust.types import UserError
@@ -36,7 +37,6 @@ from recbole_robust.yaml_text import YamlLoader, from_yaml
 AXES = ("dataset", "attack", "method", "target_set", "seed")
 # A grid compares methods by its own rows, and keeps numbers, not weights.
 RUN_DEFAULTS = {"baseline": "none", "show_progress": False, "save_checkpoint": False, "log_tensorboard": False}
-LARGEST_SEED = 2**32 - 1
 _FIELDS = ("name", "datasets", "attacks", "methods", "target_sets", "seeds", "config", "report")
 _MAIN_KEY = {"datasets": "dataset", "attacks": "attack", "methods": "model", "target_sets": "target_items"}
 _OWNED = ("model", "dataset", "attack", "poison", "seed")  # set by the axes, so not by ``config``
@@ -227,15 +227,16 @@ def _check_overlap(axes: Mapping[str, list[tuple[str, dict[str, Any]]]]) -> None
 
 
 def _seeds(grid: Mapping[str, Any]) -> list[int]:
-    given = seeds = grid.get("seeds")
-    if isinstance(seeds, Mapping):
-        span = {"start": 0, **seeds}
+    given = grid.get("seeds")
+    seeds = given
+    if isinstance(given, Mapping):
+        span = {"start": 0, **given}
         if (
             set(span) != {"start", "count"}
             or not all(_whole(value) for value in span.values())
             or not 1 <= span["count"] <= 10**5
         ):
-            raise UserError(f"seeds: expected a list or {{start: 0, count: 10}} with count >= 1, got {dict(seeds)!r}")
+            raise UserError(f"seeds: expected a list or {{start: 0, count: 10}} with count >= 1, got {dict(given)!r}")
         seeds = range(span["start"], span["start"] + span["count"])
     if not isinstance(seeds, Sequence) or isinstance(seeds, str) or not seeds or not all(_whole(s) for s in seeds):
         raise UserError(f"seeds: expected a list of whole numbers >= 0 or {{start: 0, count: 10}}, got {given!r}")

@@ -106,7 +106,7 @@ def run_attack(
         raise UserError("attack: expected --attack=<name> or --from_json=<file>, got neither")
     name = Path(from_json).stem if from_json else config["attack"]
     log = Path(config["output_dir"]) / "log" / f"attack-{config['dataset']}-{name}-{config.key()}.log"
-    with results.log_to(log), blaming(config.unchecked_keys()):
+    with results.log_to(log), blaming(config.unchecked_keys):
         stored = card_from_json(config, from_json) if from_json else stored_card(config)
     assert stored is not None
     return stored

@@ -289,7 +289,7 @@ def run_recbole_robust(
     if path.is_file() and not config["force"]:
         return {**results.read(path), "path": str(path)}
     log = Path(config["output_dir"]) / "log" / f"{path.parent.name}.log"
-    with results.log_to(log), blaming(config.unchecked_keys()):
+    with results.log_to(log), blaming(config.unchecked_keys):
         planning = time.perf_counter()
         poison = stored_card(config)
         card = poison.card if poison else None

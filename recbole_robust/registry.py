@@ -116,9 +116,7 @@ def available(kind: str) -> list[str]:
 @lru_cache(maxsize=1)
 def known_keys() -> tuple[frozenset[str], dict[str, frozenset[str]]]:
     """All keys there are, and of those that only models have: key to the models that have it."""
-    lists = RecBoleConfig.__new__(RecBoleConfig)
-    RecBoleConfig._init_parameters_category(lists)
-    general = RECBOLE_SILENT_KEYS | {key for keys in lists.parameters.values() for key in keys}
+    general = RECBOLE_SILENT_KEYS | _listed_by_recbole()
     by_model: dict[str, set[str]] = {}
     for root in (Path(recbole.__file__).parent / "properties", properties_dir()):
         for path in root.rglob("*.yaml"):
@@ -138,11 +136,14 @@ def known_keys() -> tuple[frozenset[str], dict[str, frozenset[str]]]:
 
 def keys_of_recbole(models: Iterable[str]) -> set[str]:
     """The keys that RecBole lists for all models, and those of its files for these."""
+    files = (Path(recbole.__file__).parent / "properties" / "model" / f"{model}.yaml" for model in models)
+    return _listed_by_recbole() | {key for path in files if path.is_file() for key in read_yaml(path)}
+
+
+def _listed_by_recbole() -> set[str]:
     lists = RecBoleConfig.__new__(RecBoleConfig)
     RecBoleConfig._init_parameters_category(lists)
-    files = (Path(recbole.__file__).parent / "properties" / "model" / f"{model}.yaml" for model in models)
-    own = {key for path in files if path.is_file() for key in read_yaml(path)}
-    return own | {key for keys in lists.parameters.values() for key in keys}
+    return {key for keys in lists.parameters.values() for key in keys}
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> UserError:

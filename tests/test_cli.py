@@ -633,7 +633,7 @@ def test_what_recbole_runs_into_is_laid_to_the_keys_that_nothing_has_checked():
         raise OSError(28, "full")
 
     def under(keys, call):
-        with blaming(keys):
+        with blaming(lambda: keys):
             call()
 
     def no_memory():

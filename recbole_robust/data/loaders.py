@@ -107,18 +107,22 @@ class TensorTrainDataLoader(TrainDataLoader):
         return {**batch, self.label_field: label}
 
 
+def against_fast_loader(config, dataset) -> dict[str, str]:
+    """The keys that ask for what :class:`TensorTrainDataLoader` does not do, each with what it would need there."""
+    with_features = dataset.user_feat is not None or dataset.item_feat is not None
+    needs = {
+        "dataloader": (config["dataloader"] == "fast", "fast"),
+        "train_neg_sample_args.dynamic": (not config["train_neg_sample_args"]["dynamic"], "false"),
+        "transform": (not config["transform"], "none"),
+        "load_col": (not with_features, "no features of users and items"),
+    }
+    return {key: expected for key, (holds, expected) in needs.items() if not holds}
+
+
 def fast_loader_applies(config, dataset) -> bool:
     """Whether :class:`TensorTrainDataLoader` gives what RecBole's loader would: general models, plain sampling."""
-    sampling = config["train_neg_sample_args"]
-    return (
-        config["dataloader"] == "fast"
-        and config["MODEL_TYPE"] in (ModelType.GENERAL, ModelType.TRADITIONAL)
-        and not sampling["dynamic"]
-        and not config["transform"]
-        and config["single_spec"]
-        and dataset.user_feat is None
-        and dataset.item_feat is None
-    )
+    is_general = config["MODEL_TYPE"] in (ModelType.GENERAL, ModelType.TRADITIONAL)
+    return bool(is_general and config["single_spec"] and not against_fast_loader(config, dataset))
 
 
 def use_fast_loader(config, train_data):
@@ -127,20 +131,14 @@ def use_fast_loader(config, train_data):
     Raises:
         UserError: unrated pairs of a model of ratings by popularity, which RecBole counts in valid and test rows too.
     """
-    sampling, train = config["train_neg_sample_args"], train_data._dataset
-    if sampling["distribution"] == "popularity" and getattr(config, "is_explicit", False):
-        with_features = train.user_feat is not None or train.item_feat is not None
-        others = {
-            "dataloader": (config["dataloader"] != "fast", "fast"),
-            "train_neg_sample_args.dynamic": (sampling["dynamic"], "false"),
-            "transform": (config["transform"], "none"),
-            "load_col": (with_features, "no features of users and items"),
-        }
-        for key, expected in ((key, expected) for key, (there, expected) in others.items() if there):
-            raise UserError(
-                f"{key}: expected {expected} beside unrated pairs by popularity, which RecBole's own loader counts in "
-                f"test rows too (--train_neg_sample_args=~ goes without), got {config[key.split('.')[0]]}"
-            )
+    against = against_fast_loader(config, train_data._dataset)
+    by_popularity = config["train_neg_sample_args"]["distribution"] == "popularity"
+    if against and by_popularity and getattr(config, "is_explicit", False):
+        key, expected = next(iter(against.items()))
+        raise UserError(
+            f"{key}: expected {expected} beside unrated pairs by popularity, which RecBole's own loader counts in "
+            f"test rows too (--train_neg_sample_args=~ goes without), got {config[key.split('.')[0]]}"
+        )
     if type(train_data) is not TrainDataLoader or not fast_loader_applies(config, train_data._dataset):
         return train_data
     return TensorTrainDataLoader(config, train_data._dataset, train_data._sampler, shuffle=config["shuffle"])

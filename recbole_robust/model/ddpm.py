@@ -58,7 +58,12 @@ def ddpm(
     return denoiser_at(levels[-1])(x_t / math.sqrt(abar))
 
 
-def fixed_noise(x: Tensor, steps: int, seed: int = 0) -> list[Tensor]:
+def fresh_draws(x: Tensor, steps: int) -> list[Tensor]:
+    """New noise for each row and step. Shape: ``(B, dim)`` each."""
+    return [torch.randn_like(x) for _ in range(steps)]
+
+
+def fixed_draws(x: Tensor, steps: int, seed: int = 0) -> list[Tensor]:
     """The same draws for all rows, another at each step, always: rankings do not depend on luck. ``(1, dim)`` each."""
     generator = torch.Generator().manual_seed(seed)
     return list(torch.randn(steps, 1, x.shape[1], generator=generator).to(x))

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from recbole_robust.arguments import chosen
 from recbole_robust.model import score_opt as algorithm1
-from recbole_robust.model.ddpm import ddpm, fixed_noise
+from recbole_robust.model.ddpm import ddpm, fixed_draws, fresh_draws
 from recbole_robust.model.denoiser import Denoiser, RunningMoments, denoising_loss
 from recbole_robust.model.explicit import ExplicitRecommender, rows_l2
 from recbole_robust.model.mutual_learning import limit_kl, softened_kl
@@ -153,9 +153,9 @@ class PurifyAugMF(ExplicitRecommender):
         with torch.set_grad_enabled(self.backprop == "unroll" and torch.is_grad_enabled()):
             z = self.moments.standardise(x_a)
             if self.purifier == "ddpm":
-                draws = [torch.randn_like(z) for _ in range(steps)] if self.training else fixed_noise(z, steps)
-                levels = {"sigma": sigma, "sigma_min": self.sigma_min, "steps": steps}
-                x_m = ddpm(self.denoiser.at, z, **levels, noise=None if silent else draws)
+                draw = fresh_draws if self.training else fixed_draws
+                draws = None if silent else draw(z, steps)
+                x_m = ddpm(self.denoiser.at, z, sigma=sigma, sigma_min=self.sigma_min, steps=steps, noise=draws)
             else:
                 noise = algorithm1.fresh_noise if self.training else algorithm1.shared_noise
                 drawn = None if silent else noise(z, steps)

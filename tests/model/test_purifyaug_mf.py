@@ -14,7 +14,7 @@ from recbole.data.interaction import Interaction
 from torch import nn
 
 from recbole_robust.model import score_opt as algorithm1
-from recbole_robust.model.ddpm import ddpm, fixed_noise, posterior
+from recbole_robust.model.ddpm import ddpm, fixed_draws, posterior
 from recbole_robust.model.denoiser import Denoiser, RunningMoments, denoising_loss
 from recbole_robust.model.mf import MF
 from recbole_robust.model.mutual_learning import limit_kl, softened_kl
@@ -584,8 +584,8 @@ def test_a_long_chain_leaves_the_data_as_they_are_distributed_and_draws_the_rest
 def test_fixed_noise_is_another_draw_at_each_step_and_pushes_nobody():
     """The same twice; a chain along one and the same draw would move everything by several of its lengths."""
     clean = torch.randn(20_000, 64)
-    noise = fixed_noise(clean, 20)
-    assert all(torch.equal(*pair) for pair in zip(noise, fixed_noise(clean, 20), strict=True))
+    noise = fixed_draws(clean, 20)
+    assert all(torch.equal(*pair) for pair in zip(noise, fixed_draws(clean, 20), strict=True))
     assert noise[0].shape == (1, 64) and not torch.equal(noise[0], noise[1])
     moved = {}
     for name, draws in (("fixed", noise), ("one", [noise[0]] * 20)):
