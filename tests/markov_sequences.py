@@ -1,4 +1,4 @@
-"""Sequences with an order to find in them: users who walk through clusters of items, and seldom leave one."""
+"""Sequences with an order to find in them: walks through clusters of items, and chains from item to item."""
 
 from __future__ import annotations
 
@@ -20,6 +20,23 @@ def walks(n_users: int, length: int, n_items: int, n_clusters: int, stay: float,
         leaves = rng.random(n_users) > stay
         clusters[:, t] = np.where(leaves, rng.integers(n_clusters, size=n_users), clusters[:, t - 1])
     return clusters + n_clusters * rng.integers(n_items // n_clusters, size=clusters.shape) + 1
+
+
+def chains(n_users: int, length: int, n_items: int, n_next: int, stay: float, seed: int) -> NDArray[np.int64]:
+    """Item ids from 1; each item has ``n_next`` that may come next, each half as likely as the one before.
+
+    With probability ``1 - stay`` a user goes anywhere. Shape: ``(n_users, length)``.
+    """
+    rng = np.random.default_rng(seed)
+    follows = np.array([rng.choice(n_items, n_next, replace=False) for _ in range(n_items)])
+    shares = 0.5 ** np.arange(n_next)
+    items = np.empty((n_users, length), dtype=np.int64)
+    items[:, 0] = rng.integers(n_items, size=n_users)
+    for t in range(1, length):
+        stays = rng.random(n_users) < stay
+        onward = follows[items[:, t - 1], rng.choice(n_next, size=n_users, p=shares / shares.sum())]
+        items[:, t] = np.where(stays, onward, rng.integers(n_items, size=n_users))
+    return items + 1
 
 
 def write_walks(folder: Path, items: NDArray[np.int64]) -> None:
