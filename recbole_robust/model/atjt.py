@@ -23,7 +23,6 @@ from recbole_robust.types import SAMPLE_WEIGHT, UserError
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 8192  # sequences that are weighed at once after the training
 LEAST_ESS = 0.3  # effective size of the weights below which few sequences decide on everything
 
 
@@ -78,8 +77,10 @@ def atjt(base: Any) -> type:
                 hook(epoch)
             self.joint.epoch, self.joint.batch = epoch, 0
             self.joint.epoch_weights.clear()
-            if self.auxiliary is not None and self.joint.fresh:
-                self.auxiliary.pretrain(self.training_sequences, self.joint)
+            if self.auxiliary is not None:
+                if self.joint.fresh:
+                    self.auxiliary.pretrain(self.training_sequences, self.joint)
+                self.auxiliary.prepare_balance(self.training_sequences)
 
         def on_epoch_end(self, epoch: int) -> None:
             hook = getattr(super(), "on_epoch_end", None)
@@ -95,18 +96,15 @@ def atjt(base: Any) -> type:
             """The weights of all training sequences, for TensorBoard."""
             return {} if self.auxiliary is None else {"Weight": self.instance_weights()}
 
-        @torch.no_grad()
         def instance_weights(self, rows: Any = None) -> Tensor:
             """w of training rows (all of them if None), each by the recogniser that never saw its user.
 
             Shape: ``(n_rows,)``, on the CPU.
             """
             assert self.auxiliary is not None, "atjt_weights: expected learned"
-            found, device = self.training_sequences, next(self.auxiliary.parameters()).device
-            if rows is not None:
-                found = self.joint.sequences(rows)
-            parts = torch.arange(len(found.users)).split(CHUNK)
-            return torch.cat([self.auxiliary.weights(found.take(part).to(device)).cpu() for part in parts])
+            return self.auxiliary.weights_of_all(
+                self.training_sequences if rows is None else self.joint.sequences(rows)
+            )
 
         # --- the loss ------------------------------------------------------------------------------------------------
 
@@ -129,7 +127,7 @@ def atjt(base: Any) -> type:
             weights = None
             if joint.epoch >= joint.warmup:
                 weights = auxiliary.weights(batch)
-                weights = auxiliary.balanced(weights.detach() if joint.detach else weights, batch.users)
+                weights = auxiliary.balanced(weights.detach() if joint.detach else weights, batch)
             if SAMPLE_WEIGHT in interaction:
                 given = interaction[SAMPLE_WEIGHT][: len(batch.users)]
                 weights = given if weights is None else weights * given

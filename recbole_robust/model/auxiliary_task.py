@@ -17,9 +17,11 @@ from torch.nn import functional as F
 
 from recbole_robust.model.recogniser import build_recogniser
 from recbole_robust.model.sequence_noise import SequenceCorruptor
-from recbole_robust.model.sequence_weights import folds_of, per_fold, sequence_weights
+from recbole_robust.model.sequence_weights import folds_of, group_means, odds_of_noise, per_group, sequence_weights
 from recbole_robust.randomness import global_state_kept, stage_rng
 
+CHUNK = 8192  # sequences that are weighed at once
+LEAST_ITEM_MEAN = 0.02  # of the mean of all: where an item's sequences all seem noisy, no luck makes one count for many
 PRETRAINING_ROWS = 512  # sequences in a step of the recognisers' pre-training
 
 
@@ -161,12 +163,15 @@ class AuxiliaryTask(nn.Module):
         self.learning = {"lr": config["recogniser_lr"], "weight_decay": config["recogniser_weight_decay"]}
         self.pretrain_steps = config["recogniser_pretrain_steps"]
         self.n_folds, self.seed = config["n_folds"], config["seed"]
-        self.temperature, self.floor = config["weight_temperature"], config["weight_floor"]
-        self.fold_means = config["weight_normalize"] == "fold"
+        share, ratio = config["weight_noise_share"], config["noisy_seq_ratio"]
+        least_odds = None if share is None else odds_of_noise(share, ratio)
+        self.weighing = (config["weight_temperature"], config["weight_floor"], least_odds)
+        self.balance = config["weight_normalize"]
+        self.register_buffer("item_means", torch.ones(n_items), persistent=False)
         popularity = torch.bincount(items, minlength=n_items) if config["replace_by"] == "popularity" else None
         self.corruptor = SequenceCorruptor(
             n_items,
-            config["noisy_seq_ratio"],
+            ratio,
             config["n_replaced"],
             config["replace_target_prob"],
             popularity,
@@ -209,7 +214,7 @@ class AuxiliaryTask(nn.Module):
             if len(mine):
                 part = batch.take(mine)
                 logits = recogniser(part.histories, part.lengths, part.targets)
-                found = found.index_put((mine,), sequence_weights(logits, self.temperature, self.floor))
+                found = found.index_put((mine,), sequence_weights(logits, *self.weighing))
         return found
 
     def parameter_group(self) -> dict[str, Any]:
@@ -229,9 +234,28 @@ class AuxiliaryTask(nn.Module):
                 loss.backward()
                 optimizer.step()
 
-    def balanced(self, weights: Tensor, users: Tensor) -> Tensor:
-        """The weights as they enter a batch's loss. Shape: two of ``(B,)`` -> ``(B,)``."""
-        return per_fold(weights, self.folds(users), self.n_folds) if self.fold_means else weights
+    @torch.no_grad()
+    def weights_of_all(self, sequences: Sequences) -> Tensor:
+        """w of many sequences, as :meth:`weights`, on the CPU. Shape: ``(B,)``."""
+        device = next(self.parameters()).device
+        parts = torch.arange(len(sequences.users)).split(CHUNK)
+        return torch.cat([self.weights(sequences.take(part).to(device)).cpu() for part in parts])
+
+    def prepare_balance(self, sequences: Sequences) -> None:
+        """Note what the targets' sequences weigh on average now, where ``weight_normalize: item`` asks for it."""
+        if self.balance == "item":
+            weights = self.weights_of_all(sequences)
+            means = group_means(weights, sequences.targets.cpu(), len(self.item_means))
+            self.item_means.copy_(means.clamp(min=LEAST_ITEM_MEAN * float(weights.mean())))
+
+    def balanced(self, weights: Tensor, batch: Sequences) -> Tensor:
+        """The weights as they enter a batch's loss. Shape: ``(B,)`` -> ``(B,)``."""
+        if self.balance == "fold":
+            folds = self.folds(batch.users)
+            return per_group(weights, folds, group_means(weights, folds, self.n_folds))
+        if self.balance == "item":
+            return per_group(weights, batch.targets, self.item_means)
+        return weights
 
 
 def _seed(seed: int, what: str) -> int:

@@ -9,12 +9,31 @@ from torch import Tensor
 _STEP, _MIX_1, _MIX_2 = -7046029254386353131, -4658895280553007687, -7723592293110705685
 
 
-def sequence_weights(logits: Tensor, temperature: float = 1.0, floor: float = 0.0) -> Tensor:
-    """``w = floor + (1 - floor) sigmoid(logit / temperature)``, in single precision: how clean a sequence seems.
+def sequence_weights(
+    logits: Tensor, temperature: float = 1.0, floor: float = 0.0, least_odds: float | None = None
+) -> Tensor:
+    """``w = floor + (1 - floor) p``, in single precision; ``p`` tells how clean a sequence seems.
+
+    It is the recogniser's ``sigmoid(logit / temperature)``, or with ``least_odds``, which no noise falls below (see
+    :func:`odds_of_noise`), the part of its odds that noise does not explain, ``max(0, 1 - least_odds / odds)``.
 
     Shape: ``(B,)`` -> ``(B,)``.
     """
-    return floor + (1 - floor) * torch.sigmoid(logits.float() / temperature)
+    logits = logits.float() / temperature
+    if least_odds is None:
+        return floor + (1 - floor) * torch.sigmoid(logits)
+    return floor + (1 - floor) * torch.relu(1 - least_odds * torch.exp(-logits.clamp(min=-80)))
+
+
+def odds_of_noise(noise_share: float, noisy_seq_ratio: float) -> float:
+    """The odds that a recogniser gives to a noisy sequence, of which it has seen some that were said to be clean.
+
+    A share ``r`` of its sequences was made noisy, with density n; the others are the log as it is, of which a share
+    ``rho`` is noisy, too. So what it learns are the odds ``(1 - r) / r * ((1 - rho) c + rho n) / n``, with the density
+    c of what is clean, and ``P(clean) = 1 - rho (1 - r) / (r odds)``: learning from positive and unlabelled examples
+    (Elkan and Noto, KDD 2008), if real noise looks as the artificial.
+    """
+    return noise_share * (1 - noisy_seq_ratio) / noisy_seq_ratio
 
 
 def weighted_mean(losses: Tensor, weights: Tensor, normalize: bool = True) -> Tensor:
@@ -30,15 +49,17 @@ def weighted_mean(losses: Tensor, weights: Tensor, normalize: bool = True) -> Te
     return (weights * losses).sum() / weights.sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def per_fold(weights: Tensor, folds: Tensor, n_folds: int) -> Tensor:
-    """The weights over their mean in the fold, so that no fold counts for less because its recogniser is stricter.
+def group_means(weights: Tensor, groups: Tensor, n_groups: int) -> Tensor:
+    """The mean weight of each group, 1 where it has none. Shape: two of ``(B,)`` -> ``(n_groups,)``."""
+    zeros = torch.zeros(n_groups, device=weights.device)
+    sums = zeros.index_add(0, groups, weights)
+    counts = zeros.index_add(0, groups, torch.ones_like(weights))
+    return torch.where(counts > 0, sums / counts.clamp(min=1), 1.0)
 
-    Shape: ``weights`` and ``folds`` ``(B,)`` -> ``(B,)``.
-    """
-    zeros = torch.zeros(n_folds, device=weights.device)
-    sums = zeros.index_add(0, folds, weights)
-    counts = zeros.index_add(0, folds, torch.ones_like(weights))
-    return weights / (sums / counts.clamp(min=1)).clamp(min=torch.finfo(torch.float32).tiny)[folds]
+
+def per_group(weights: Tensor, groups: Tensor, means: Tensor) -> Tensor:
+    """The weights over the mean of their group. Shape: two of ``(B,)``, ``means`` ``(n_groups,)`` -> ``(B,)``."""
+    return weights / means.clamp(min=torch.finfo(torch.float32).tiny)[groups]
 
 
 def effective_size(weights: Tensor) -> float:

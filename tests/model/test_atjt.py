@@ -272,6 +272,7 @@ def test_the_recognisers_see_the_last_items_alone(model_of):
 
 
 @pytest.mark.parametrize("keys", [{"n_folds": 4}, {"recogniser": "gru"}, {"weight_normalize": "fold"},
+                                  {"weight_normalize": "item"},
                                   {"weight_normalize": "none", "atjt_detach": True}, {"replace_target_prob": 0.5},
                                   {"replace_by": "popularity", "n_replaced": 0.3, "weight_floor": 0.1},
                                   {"recogniser_category": "class", **FEATURES}])  # fmt: skip
@@ -282,6 +283,24 @@ def test_its_options_train(config_of, keys):
     weights = run.trainer.model.instance_weights()
     assert len(weights) == len(run.splits.train.inter_feat)
     assert (weights > keys.get("weight_floor", 0)).all() and (weights < 1).all() and weights.std() > 0
+
+
+def test_the_preset_weighs_an_items_sequences_beside_each_other(config_of):
+    """What each item's sequences weigh together is how many they are, whatever the recogniser thinks of the item."""
+    config = config_of("SASRec", preset="corrected", epochs=2, recogniser_pretrain_steps=50)
+    assert (config["weight_noise_share"], config["weight_normalize"], config["atjt_detach"]) == (0.1, "item", True)
+    run = make_run(config)
+    run.fit(saved=False)
+    model = run.trainer.model
+    weights, sequences = model.instance_weights(), model.training_sequences
+    assert weights.min() < 0.5 and (weights >= 0).all() and (weights < 1).all()
+    model.on_epoch_start(2)
+    balanced = model.auxiliary.balanced(weights, sequences)
+    sums, counts = (torch.zeros(run.splits.train.item_num).index_add(0, sequences.targets, part)
+                    for part in (balanced, torch.ones_like(balanced)))  # fmt: skip
+    sparse = model.auxiliary.item_means <= 0.02 * weights.mean() * 1.001  # nothing there seems clean
+    assert_close(sums[~sparse], counts[~sparse], atol=1e-3, rtol=1e-3)
+    assert (~sparse).sum() > 20 and (sums <= counts * 1.001).all()
 
 
 @pytest.mark.parametrize("keys", [{"recogniser_category": "age", **FEATURES}, {"recogniser_category": "class"}])
@@ -421,6 +440,7 @@ def test_a_second_weigher_is_refused(config_of):
         ({"recogniser_lr": 0}, "recogniser_lr: expected a number in"),
         ({"negative_weight": -1}, "negative_weight: expected a number in"),
         ({"weight_floor": -1}, "weight_floor: expected a number in"),
+        ({"weight_noise_share": 1.5}, "weight_noise_share: expected a number in"),
         ({"export_weights": "weights.txt"}, "export_weights: expected a file that ends in .csv or .parquet"),
     ],
 )

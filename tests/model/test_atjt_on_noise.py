@@ -17,7 +17,7 @@ SEEDS = (0, 1, 2)
 
 @pytest.fixture
 def run(tmp_path):
-    """``run(model, seed, data, key=value, ...)``: on sequences of 12 items, 10 of them to train on; walks if not given."""
+    """``run(model, seed, data, key=value, ...)`` on sequences of 12 items, 10 of them to train on; walks if none."""
 
     def go(model: str, seed: int, data=None, **keys):
         name = f"sequences{seed}"

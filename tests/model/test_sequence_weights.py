@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from recbole_robust.model.sequence_weights import effective_size, folds_of, per_fold, sequence_weights, weighted_mean
+from recbole_robust.model.sequence_weights import (
+    effective_size,
+    folds_of,
+    group_means,
+    odds_of_noise,
+    per_group,
+    sequence_weights,
+    weighted_mean,
+)
 
 LOSSES, WEIGHTS = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0.5, 0.25, 0.25])
 
@@ -38,10 +46,31 @@ def test_no_weight_at_all_is_no_loss():
     assert weighted_mean(LOSSES, torch.zeros(3)) == 0
 
 
-def test_folds_of_equal_means():
-    folds = torch.tensor([0, 0, 1, 1, 1])
-    found = per_fold(torch.tensor([0.1, 0.3, 0.9, 0.6, 0.3]), folds, 3)
-    assert_close(found, torch.tensor([0.5, 1.5, 1.5, 1.0, 0.5]))
+def test_groups_of_equal_means():
+    weights, groups = torch.tensor([0.1, 0.3, 0.9, 0.6, 0.3]), torch.tensor([0, 0, 1, 1, 1])
+    means = group_means(weights, groups, 3)
+    assert_close(means, torch.tensor([0.2, 0.6, 1.0]))
+    assert_close(per_group(weights, groups, means), torch.tensor([0.5, 1.5, 1.5, 1.0, 0.5]))
+
+
+@pytest.mark.parametrize(("ratio", "share"), [(0.5, 0.1), (0.2, 0.3), (0.7, 0.02)])
+def test_what_the_recogniser_learned_from_a_noisy_log_is_taken_out(ratio, share):
+    """Densities of four kinds of sequences: the odds that it would learn at best give back what is clean."""
+    clean, noise = torch.tensor([0.5, 0.3, 0.2, 0.0]), torch.tensor([0.1, 0.2, 0.3, 0.4])
+    log = (1 - share) * clean + share * noise
+    logits = torch.log((1 - ratio) * log / (ratio * noise))
+    found = sequence_weights(logits, least_odds=odds_of_noise(share, ratio))
+    assert_close(found, (1 - share) * clean / log, atol=1e-6, rtol=0)
+    assert_close(sequence_weights(logits, 1.0, 0.2, odds_of_noise(share, ratio)), 0.2 + 0.8 * found)
+
+
+def test_odds_below_those_of_noise_have_no_weight_and_a_finite_derivative():
+    logits = torch.tensor([-1e4, -200.0, 0.0, 200.0], requires_grad=True)
+    weights = sequence_weights(logits, least_odds=0.3)
+    assert_close(weights, torch.tensor([0.0, 0.0, 0.7, 1.0]))
+    weights.sum().backward()
+    assert_close(logits.grad, torch.tensor([0.0, 0.0, 0.3, 0.0]))
+    assert_close(sequence_weights(logits.detach(), least_odds=0.0), torch.ones(4))
 
 
 def test_effective_size():
