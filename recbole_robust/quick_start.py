@@ -92,11 +92,12 @@ def watched_training(config: Config, card: PoisonCard | None, watch: Callable[[d
     As under ``tune: true``, one more row a user is held out where the split has no validation rows. Nothing is kept.
 
     Raises:
-        UserError: the split has no validation rows and is not the one that gets them.
+        UserError: the split has no validation rows and is not the one that gets them; what RecBole cannot work with.
     """
-    if config["eval_args"]["split"] == {"LS": "test_only"}:
-        config = config.derive(eval_args=_with_valid(config))
-    _train(config.derive(tune=False, cache_clean=False, save_checkpoint=False, eval_step=0), card, None, watch)
+    with blaming(config.unchecked_keys):
+        if config["eval_args"]["split"] == {"LS": "test_only"}:
+            config = config.derive(eval_args=_with_valid(config))
+        _train(config.derive(tune=False, cache_clean=False, save_checkpoint=False, eval_step=0), card, None, watch)
 
 
 def _with_valid(config: Config) -> dict[str, Any]:

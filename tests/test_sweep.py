@@ -89,6 +89,14 @@ def test_a_training_that_is_ended_early_is_gone(content, tmp_path):
         failing.step()
 
 
+def test_a_trial_tells_the_keys_that_recbole_cannot_work_with(content, tmp_path):
+    content |= {"model": "LightGCN", "attacks": [], "space": {"n_layers": {"grid": [2.5, 1]}}}
+    content["objective"] = {"maximise": "clean.ndcg@5"}
+    config = trial_config(read_sweep(content), {}, {"n_layers": 2.5}, str(tmp_path))
+    with pytest.raises(UserError, match=r"n_layers.*: expected what RecBole can work with, got .*2\.5"):
+        watched_training(config, None, print)
+
+
 def test_selection_sees_no_test_row(content, tmp_path, monkeypatch):
     """What is reported does not change when the test rows do; and RecBole's test evaluation never runs."""
     import recbole_robust.quick_start as quick_start
