@@ -12,6 +12,7 @@ from pathlib import Path
 
 from recbole_robust.report import load_pages, write_report, write_text
 from recbole_robust.report.pictures import attacks_picture, defenses_picture
+from recbole_robust.sweep.page import TRIALS_FILE, write_page
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "results"
@@ -38,7 +39,10 @@ def folders() -> list[str]:
 def rendered(folder: str) -> dict[str, str]:
     """The report of one folder and its pictures: path in the repository to text."""
     with tempfile.TemporaryDirectory() as scratch:
-        write_report(RESULTS / folder, Path(scratch) / "report.md", pictures=True)
+        if (RESULTS / folder / TRIALS_FILE).is_file():
+            write_page(RESULTS / folder, Path(scratch) / "report.md")
+        else:
+            write_report(RESULTS / folder, Path(scratch) / "report.md", pictures=True)
         return {f"results/{folder}/{path.name}": path.read_text("utf-8") for path in sorted(Path(scratch).iterdir())}
 
 

@@ -254,6 +254,13 @@ def _report(words: list[str], keys: dict[str, str], arguments: list[str]) -> Non
         raise UserError(f"report: --pictures: expected true or false, got {keys['pictures']!r}")
     if not keys.get("out", "page").strip():
         raise UserError("report: --out: expected a file, got nothing")
+    if os.path.isfile(os.path.join(words[0], "trials.json")):  # of a sweep
+        from recbole_robust.sweep.page import write_page
+
+        if keys.get("format", "markdown") != "markdown":
+            raise UserError(f"format: expected markdown of the folder of a sweep, got {keys['format']!r}")
+        print(f"report: {write_page(words[0], keys.get('out'))}")
+        return
     print(f"report: {write_report(words[0], keys.get('out'), keys.get('format'), pictures == 'true')}")
 
 

@@ -218,14 +218,14 @@ class Config(RecBoleConfig):
                 content["defense_args"] = {name: content.get("defense_args", {})}
             merge(self.internal_config_dict, content)
 
-    def _is_given(self, key: str) -> bool:
+    def is_given(self, key: str) -> bool:
         """Whether the user has given a key, or a part of it."""
         return key in self.external_config_dict or any(path[0] == key for path in self._dotted)
 
     def attack_keys_given(self, final: Mapping[str, Any] | None = None) -> list[str]:
         """The keys of an attack, other than ``poison``, that the user has given a value."""
         values = self.final_config_dict if final is None else final
-        keys = [key for key in POISON_KEYS if key != "poison" and self._is_given(key)]
+        keys = [key for key in POISON_KEYS if key != "poison" and self.is_given(key)]
         return [key for key in keys if values[key] not in (None, {})]
 
     def unchecked_keys(self) -> dict[str, Any]:
@@ -255,7 +255,7 @@ class Config(RecBoleConfig):
         merge(self.internal_config_dict, protocol)
         merge(self.internal_config_dict, recipe if explicit else {})
         merge(self.internal_config_dict, per_dataset.get(dataset, {}))
-        if any(map(self._is_given, DRAW_KEYS)):  # whoever says how targets are drawn does not want the protocol's set
+        if any(map(self.is_given, DRAW_KEYS)):  # whoever says how targets are drawn does not want the protocol's set
             self.internal_config_dict["target_items"] = None
         self.protocol_name = name
 
@@ -303,7 +303,7 @@ class Config(RecBoleConfig):
             final["gpu_id"] = ""
         if self._is_explicit(self.model_class):
             columns = (final.get("load_col") or {}).get("inter", "*")
-            if columns != "*" and not self._is_given("load_col"):
+            if columns != "*" and not self.is_given("load_col"):
                 final["load_col"]["inter"] = list(dict.fromkeys([*columns, final["RATING_FIELD"]]))
             check_explicit(final, self.model)
             final["normalize_all"] = False  # ratings stay in stars
@@ -317,9 +317,9 @@ class Config(RecBoleConfig):
             if final["loss_type"] not in choices:
                 raise UserError(f"loss_type: expected one of {', '.join(choices)}, got {final['loss_type']!r}")
         sequential = final["MODEL_TYPE"] == ModelType.SEQUENTIAL
-        if sequential and final.get("loss_type") == "CE" and not self._is_given("train_neg_sample_args"):
+        if sequential and final.get("loss_type") == "CE" and not self.is_given("train_neg_sample_args"):
             final["train_neg_sample_args"] = None  # RecBole's default for all models, and an error for these
-        complete_metrics(final, self._is_given("valid_metric"))
+        complete_metrics(final, self.is_given("valid_metric"))
         user_data_path = final["data_path"]
         with complaining_as("config"):
             super()._set_default_parameters()

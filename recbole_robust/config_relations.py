@@ -54,6 +54,8 @@ def check_together(config: Config, final: dict[str, Any], explicit: bool) -> Non
                             "its ratings so itself, got true")  # fmt: skip
         if built.detectors and final["MODEL_TYPE"] == ModelType.KNOWLEDGE:
             raise UserError(f"defense: expected a model without a knowledge graph under {names[0]}, got {config.model}")
+    if "atjt_weights" in config.internal_config_dict:
+        _check_atjt(config, final)
     if final.get("export_weights") and (final.get("atjt_weights") != "learned" or not final["noisy_seq_ratio"]):
         raise UserError(f"export_weights: expected ATJT with learned weights, got {config.model}")
     if final["attack"] is not None and final["n_targets"] == 0 and not final["target_items"]:
@@ -82,6 +84,31 @@ def check_together(config: Config, final: dict[str, Any], explicit: bool) -> Non
                 raise UserError(f"{key}: expected none under user_folds, got {final[key]}")
     if sequential and order not in (None, "TO"):
         raise UserError(f"eval_args.order: expected TO for the sequential model {config.model}, got {order}")
+
+
+def _check_atjt(config: Config, final: dict[str, Any]) -> None:
+    """Keys of ATJT beside one another. Under the schedule phased the last epoch counts, since only then all folds have
+    been learned from, and no validation chooses another."""
+    if final["train_stage"] != "both" and final["base_model"] != "S3Rec":
+        raise UserError(
+            f"train_stage: expected both, since {final['base_model']} has no stages, got {final['train_stage']}"
+        )
+    if final["atjt_schedule"] == "phased":
+        if final["tune"]:
+            raise UserError("tune: expected false under atjt_schedule phased, which has its number of epochs, got True")
+        if final["weight_normalize"] == "item":
+            raise UserError("weight_normalize: expected sum, fold or none under atjt_schedule phased, got item")
+        if config.is_given("eval_step") and final["eval_step"]:
+            raise UserError(f"eval_step: expected 0 under atjt_schedule phased, got {final['eval_step']}")
+        final["eval_step"] = 0
+        least = final["n_folds"] * (final["atjt_phase_epochs"] or 1)
+        if final["epochs"] < least:
+            raise UserError(f"epochs: expected at least the {least} that the phases of {final['n_folds']} folds last, "
+                            f"got {final['epochs']}")  # fmt: skip
+    if final["atjt_per_sample"] == "resample":
+        for key, usual in (("negative_weight", None), ("weight_normalize", "sum")):
+            if final[key] != usual:
+                raise UserError(f"{key}: expected {usual or 'none'} under atjt_per_sample resample, got {final[key]}")
 
 
 def complete_metrics(final: dict[str, Any], selects_by_hand: bool) -> None:

@@ -32,7 +32,8 @@ def under_defenses(config: Config, train_data) -> tuple[Any, Any, dict[str, Any]
     """
     defenses = registry.build_defenses(config["defense"], config["defense_args"])
     detection, first_stage = None, config["train_stage"] == "pretrain"
-    if config["atjt_weights"] == "oracle" and not first_stage:
+    of_model = config.internal_config_dict  # a key that the model does not have is ignored, and stays in the Config
+    if "atjt_weights" in of_model and config["atjt_weights"] == "oracle" and not first_stage:
         train_data = oracle_weighted(train_data)
     if defenses.detectors:
         flagged, detection = _detect(config, defenses.detectors, train_data._dataset)

@@ -15,6 +15,7 @@ from recbole_robust.cli import render
 from recbole_robust.data.instances import instances_of
 from recbole_robust.data.load import prepare
 from recbole_robust.data.weighting import oracle_weighted
+from recbole_robust.defending import under_defenses
 from recbole_robust.initialisation import build_model
 from recbole_robust.types import SAMPLE_WEIGHT
 
@@ -88,6 +89,14 @@ def test_the_oracle_knows_the_noise(toy_config):
     keep = batch[batch[SAMPLE_WEIGHT] > 0]
     del keep.interaction[SAMPLE_WEIGHT]
     torch.testing.assert_close(model.calculate_loss(batch), model.calculate_loss(keep))
+
+
+@pytest.mark.parametrize("model", ["MF", "SASRec"])
+def test_no_other_model_is_told_the_noise(toy_config, model):
+    """The key is ATJT's; elsewhere it is ignored, with a warning, and so are the flags."""
+    config = toy_config(model, **SMALL, **NOISE, atjt_weights="oracle")
+    train = under_defenses(config, prepare(config)[0])[1]._dataset
+    assert train.noise_flags is not None and SAMPLE_WEIGHT not in train.inter_feat
 
 
 def test_the_oracle_runs(run):

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from recbole_robust.quick_start import run_recbole_robust, watched_training
 from recbole_robust.randomness import global_state
 from recbole_robust.sweep import run_sweep
 from recbole_robust.sweep.book import TrialBook, earlier_trials
-from recbole_robust.sweep.file import load_sweep, read_sweep
+from recbole_robust.sweep.file import WORST, load_sweep, read_sweep
 from recbole_robust.sweep.trial import Training, combined, run_trial, trial_config
 from recbole_robust.types import UserError
 
@@ -98,8 +99,13 @@ def test_a_trial_tells_the_keys_that_recbole_cannot_work_with(content, tmp_path)
 
 
 def test_selection_sees_no_test_row(content, tmp_path, monkeypatch):
-    """What is reported does not change when the test rows do; and RecBole's test evaluation never runs."""
+    """What is reported does not change when the test rows do; and RecBole's test evaluation never runs.
+
+    The target is in six test rows: who has it there is not left out where targets are ranked to select.
+    """
     import recbole_robust.quick_start as quick_start
+
+    content["target_sets"] = [{"target_items": ["i56"]}]
 
     seen = []
     prepare = quick_start.prepare
@@ -203,7 +209,7 @@ def test_a_grid_interrupted_and_resumed_is_the_grid(ray, content, tmp_path, monk
 def test_asha_stops_the_trials_that_are_worse(ray, content, tmp_path):
     """A planted example: all but one learning rate are too small to learn anything. The best is found all the same."""
     content["config"]["epochs"] = 6
-    content["space"] = {"learning_rate": {"grid": [10.0, 1e-6, 2e-6, 3e-6, 4e-6, 5e-6]}}
+    content["space"] = {"learning_rate": {"grid": [1e-6, 2e-6, 10.0, 3e-6, 4e-6, 5e-6]}}
     content["objective"] = {"weights": {"clean.ndcg@5": 1.0}}
     content["scheduler"] = {"method": "asha", "grace": 2, "reduction": 2}
     content["target_sets"], content["attacks"] = [], []
@@ -249,14 +255,44 @@ def test_tpe_with_half_a_gpu_a_trial(ray, content, tmp_path):
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.xdist_group("ray")
-def test_tpe_resumed_asks_for_nothing_twice(ray, content, tmp_path):
+def test_tpe_resumed_asks_for_nothing_twice(ray, content, tmp_path, monkeypatch):
     pytest.importorskip("optuna")
     content["space"] = {"learning_rate": {"loguniform": [1.0, 30.0]}}
-    content["search"] = {"method": "tpe", "trials": 3}
-    run_sweep(content, output_dir=tmp_path, workers=1, progress=False)
+    content["search"] = {"method": "tpe", "trials": 5}
+    content["attacks"], content["objective"] = [], {"maximise": "clean.ndcg@5"}
+    enter = TrialBook.add
+
+    def stopped(self, *told):
+        enter(self, *told)
+        if self._n_run == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TrialBook, "add", stopped)
+        run_sweep(content, output_dir=tmp_path, workers=1, progress=False)
     before = trials_of(tmp_path / "s")
     again = run_sweep(content, output_dir=tmp_path, workers=1, resume=True, progress=False)
-    assert (again.n_run, again.n_replayed) == (0, 3) and trials_of(tmp_path / "s") == before
+    after = trials_of(tmp_path / "s")
+    assert (len(before), again.n_run, again.n_replayed) == (2, 3, 2) and all(trial in after for trial in before)
+    assert len({trial["values"]["learning_rate"] for trial in after}) == 5
+
+
+def test_tpe_is_told_of_a_stopped_trial_that_it_was_pruned(content):
+    """Its score at the stop is no match for the score of another at the end; a failed one is no trial at all."""
+    optuna = pytest.importorskip("optuna")
+    content["space"] = {"learning_rate": {"loguniform": [1.0, 30.0]}}
+    content["search"] = {"method": "tpe", "trials": 5}
+    searcher = sweeping._tpe(read_sweep(content), [], 3)
+    for name, ends in (("whole", 3), ("stopped", 1), ("failed", 0)):
+        searcher.suggest(name)
+        for epoch in range(ends):
+            result = {"training_iteration": epoch + 1, "epoch": epoch, "score": 0.5}
+            searcher.on_trial_result(name, result)
+        if not ends:
+            result = {"training_iteration": 1, "epoch": -1, "score": WORST, "error": "it broke"}
+        searcher.on_trial_complete(name, result)
+    states = [trial.state.name for trial in searcher._ot_study.trials]
+    assert states == ["COMPLETE", "PRUNED", "FAIL"] and optuna
 
 
 @pytest.mark.slow
@@ -398,17 +434,64 @@ def test_tpe_without_optuna_is_one_clear_line(content, tmp_path, monkeypatch):
 
 def test_trials_of_another_sweep_are_not_taken(content, tmp_path):
     sweep = read_sweep(content)
-    book = TrialBook(sweep, 3, tmp_path, [])
+    book = TrialBook(sweep, 3, lambda: "data", tmp_path, [])
     book.add({}, {"learning_rate": 1.0}, {0: {"score": 0.5}, 2: {"score": 0.25}}, None, 1.0)
     book.add({}, {"learning_rate": 3.0}, {}, "its worker died", 1.0)
-    assert [trial["values"] for trial in earlier_trials(sweep, tmp_path, True, False)] == [{"learning_rate": 1.0}]
-    assert earlier_trials(sweep, tmp_path, False, True) == []
-    other = read_sweep({**content, "seed": 5})
-    with pytest.raises(UserError, match="got another; --force starts anew"):
-        earlier_trials(other, tmp_path, True, False)
+
+    def kept(sweep, resume=True, force=False, epochs=3, data="data"):
+        return earlier_trials(sweep, tmp_path, resume, force, epochs, lambda: data)
+
+    assert [trial["values"] for trial in kept(sweep)] == [{"learning_rate": 1.0}]
+    assert kept(sweep, resume=False, force=True) == []
+    for what, changes in (("sweep", {"sweep": read_sweep({**content, "seed": 5})}),
+                          ("number of epochs", {"epochs": 4}), ("data", {"data": "others"})):  # fmt: skip
+        with pytest.raises(UserError, match=f"sweep: expected the {what} that .* got another; --force starts anew"):
+            kept(**{"sweep": sweep, **changes})
     (tmp_path / "trials.json").write_text("[]")
     with pytest.raises(UserError, match="expected the trials of a sweep"):
-        earlier_trials(sweep, tmp_path, True, False)
+        kept(sweep)
+
+
+def test_the_best_of_trials_that_were_stopped(content, tmp_path):
+    """Where the number of epochs is chosen, too, a stopped trial is a whole one; else it is none."""
+    histories = {1.0: [0.1, 0.5], 3.0: [0.2, 0.1, 0.3]}
+    for epoch, best in (("last", 3.0), ("best", 1.0)):
+        content["objective"] = {"maximise": "clean.ndcg@5", "epoch": epoch}
+        book = TrialBook(read_sweep(content), 3, lambda: "", tmp_path / epoch, [])
+        for rate, scores in histories.items():
+            book.add({}, {"learning_rate": rate}, dict(enumerate({"score": score} for score in scores)), None, 1.0)
+        book.add({}, {"learning_rate": 9.0}, {0: {"score": WORST}, 1: {"score": WORST}, 2: {"score": WORST}}, None, 1.0)
+        assert book.best({})["values"] == {"learning_rate": best}
+
+
+def test_a_sweep_has_a_page_with_pictures(content, tmp_path, capsys):
+    """Made from trials.json alone, by ``report`` too."""
+    content["space"] = {"learning_rate": {"loguniform": [1.0, 100.0]}, "embedding_size": {"choice": [8, 16]}}
+    content["search"] = {"method": "random", "trials": 4}
+    book = TrialBook(read_sweep(content), 2, lambda: "", tmp_path, [])
+    for i, (rate, size) in enumerate([(1.0, 8), (2.0, 16), (50.0, 8), (100.0, 16)]):
+        metrics = {"clean.ndcg@5": 0.1 * i, "worst_lift.targethr@5": 0.3 * i, "clean.tailhit@5": 0.02}
+        history = {epoch: {"score": 0.1 * i, **metrics} for epoch in range(1 + (i != 1))}
+        book.add({}, {"learning_rate": rate, "embedding_size": size}, history, None, 1.0)
+    book.add({}, {"learning_rate": 5.0, "embedding_size": 8}, {}, "<b>it broke</b>", 1.0)
+    done = book.close()
+    page = done.report.read_text()
+    assert "5 trials of 2 epochs: 3 finished, 1 stopped, 1 failed; 7 of 10 epochs trained." in page
+    assert "clean.tailhit@5" in page and "clean.itemcoverage@5" not in page and "- <b>it broke</b>" in page
+    shown = re.findall(r"!\[.+\]\((.+)\)", page)
+    assert shown == ["report-keys.svg", "report-trade.svg", "report-epochs.svg"]
+    keys, trade, epochs = ((tmp_path / name).read_text() for name in shown)
+    assert all(f">{row}</text>" in keys for row in ("learning_rate 1 to 3.2", "learning_rate 32 to 1e+02",
+                                                    "embedding_size 8", "embedding_size 16"))  # fmt: skip
+    assert ">learning_rate 3.2 to 10</text>" not in keys  # only a failed trial is there
+    assert len(re.findall('r="5"', trade)) == 2 and len(re.findall('r="2.6"', trade)) == 2 + 1  # marks and legend
+    assert epochs.count('fill="none"') == 3 and "stopped early" in epochs
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert main(["report", str(tmp_path)]) == 0 and "report.md" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    (tmp_path / "trials.json").write_text('{"sweep": {"objective": {"maximise": 3, "at": 1}}}')
+    assert main(["report", str(tmp_path)]) == 2
+    assert "trials.json: expected the trials of a sweep, got TypeError" in capsys.readouterr().err
 
 
 def test_global_state_is_what_trainings_swap(content):

@@ -88,10 +88,25 @@ def test_who_keeps_the_bounds_beats_who_does_not(
         assert (score > other) == (lift - 0.1 < other_lift - 0.1)
 
 
-def test_a_weighted_sum_and_what_is_no_number() -> None:
-    goal = Objective(weights={"clean.ndcg@5": 1.0, "lift.targethr@5": -0.5})
-    assert goal.score({"clean.ndcg@5": 0.3, "lift.targethr@5": 0.2}) == pytest.approx(0.2)
-    assert goal.score({"clean.ndcg@5": float("nan"), "lift.targethr@5": 0.2}) == WORST
+def test_a_weighted_sum() -> None:
+    weights = {"clean.ndcg@5": 1.0, "lift.targethr@5": -0.5, "lift.ndcg@5": 1.0}
+    goal = Objective(weights=weights, at_least={"clean.tailhit@5": 0.1})
+
+    def score(ndcg: float, lift: float, tail: float = 0.1, change: float = 0.0) -> float:
+        return goal.score({"clean.ndcg@5": ndcg, "lift.targethr@5": lift, "clean.tailhit@5": tail,
+                           "lift.ndcg@5": change})  # fmt: skip
+
+    assert score(0.3, 0.2) == pytest.approx(0.2) and score(0.3, 0.2, change=-0.1) == pytest.approx(0.1)
+    assert score(0.3, -0.4) == score(0.3, 0.0) == pytest.approx(0.3)  # nothing is earned by pushing targets down
+    assert WORST < score(0.9, 0.0, tail=0.05) < score(0.1, 0.0, tail=0.09) < score(0.0, 1.0)
+
+
+@pytest.mark.parametrize("name", ["clean.ndcg@5", "lift.targethr@5"])
+def test_what_is_no_number_is_the_worst(name: str) -> None:
+    """Also where a bound is meant: a lift that nobody could measure is not below it."""
+    found = {"clean.ndcg@5": 0.3, "lift.targethr@5": 0.2, name: float("nan")}
+    assert Objective("clean.ndcg@5", at_most={"lift.targethr@5": 0.5}).score(found) == WORST
+    assert Objective(weights={"clean.ndcg@5": 1.0, "lift.targethr@5": -0.5}).score(found) == WORST
 
 
 def test_nested() -> None:
@@ -141,7 +156,12 @@ TPE = {"method": "tpe", "trials": 3}
         ({"objective": {}}, "objective: expected either maximise or weights, got neither"),
         ({"objective": {"maximise": "clean.hit@5", "weights": {}}}, "expected either .*got both"),
         ({"objective": {"weights": {"clean.hit@5": "1"}}}, "objective.weights.clean.hit@5: expected a number"),
-        ({"objective": {"weights": {"clean.hit@5": 1}, "at_most": {"lift.hit@5": 1}}}, "beside maximise only"),
+        ({"objective": {"weights": {}}}, "objective.weights: expected a weight of at least one metric"),
+        (
+            {"objective": {"maximise": "lift.hit@5"}},
+            "objective.maximise: expected one of .*clean or attacked, got 'lift",
+        ),
+        ({"objective": {"weights": {"worst_lift.hit@5": 1}}}, "objective: expected worst_lift of one of targethr"),
         ({"objective": {"maximise": "hit@5"}}, "objective: expected clean | attacked .*got 'hit@5'"),
         ({"objective": {"maximise": "test.hit@5"}}, "objective: expected clean | .*got 'test.hit@5'"),
         ({"objective": {"maximise": "clean.hits@5"}}, "objective: expected .*got 'clean.hits@5'"),
@@ -163,7 +183,17 @@ def test_bad_sweeps_name_the_field(change: dict[str, Any], told: str) -> None:
         ({"space": {"learning_rat": {"grid": [1.0, 2.0]}}}, "unknown key 'learning_rat': did you mean learning_rate"),
         ({"space": {"learning_rate": {"grid": [1.0, -2.0]}}}, "learning_rate: expected a number"),
         ({"space": {"defense_args.epss": {"grid": [1.0]}}}, "unknown key of AT 'defense_args.epss'"),
-        ({"space": {"epochs": {"grid": [1, 2]}}}, "space: expected keys other than epochs"),
+        ({"space": {"epochs": {"grid": [1, 2]}}}, r"space: expected keys other than epochs \(objective.epoch: best"),
+        ({"space": {"noise_strength": {"grid": [0.1]}}}, "space: expected keys other than noise_strength .data and"),
+        (
+            {"space": {"attack_args.x": {"grid": [1]}}},
+            "space: expected keys other than attack_args.x .data and measures",
+        ),
+        ({"space": {"target_hr_denominator": {"grid": ["all"]}}}, "expected keys other than target_hr_denominator"),
+        ({"conditions": {"epochs": [1, 2]}}, "conditions: expected keys other than epochs"),
+        ({"attacks": [{"attack": "Average", "seed": 3}]}, "attacks: expected the keys attack, .*got 'seed'"),
+        ({"attacks": [{"attack": "Average", "target_seed": 3}]}, "attacks: expected the keys .*got 'target_seed'"),
+        ({"target_sets": [{"n_fillers": 3}]}, "target_sets: expected the keys target_items, .*got 'n_fillers'"),
         ({"model": "MFF"}, "unknown model 'MFF'"),
         ({"attacks": ["Averag"]}, "unknown attack 'Averag'"),
         ({"attacks": [{"n_fillers": 3}]}, "attacks: expected an attack"),
@@ -193,7 +223,7 @@ def test_every_defense_with_something_to_tune_has_a_sweep() -> None:
 def test_the_sweeps_that_we_ship(name: str, tmp_path: Path) -> None:
     """They are read, a Config takes all they try, their target sets are no grid's, and every key has a comment."""
     sweep = load_sweep(name)
-    assert sweep.name == name and _check_by_configs(sweep, str(tmp_path)) == (15 if name == "ATJT" else 25)
+    assert sweep.name == name and _check_by_configs(sweep, str(tmp_path))[0] == (15 if name == "ATJT" else 25)
     assert not sweep.attacks or all(targets["target_seed"] >= 200 for targets in sweep.target_sets)
     assert sweep.seed >= 100
     assert json.dumps(sweep.points() if sweep.method != "tpe" else sweep.corners())

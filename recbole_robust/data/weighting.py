@@ -37,7 +37,7 @@ def weighted(loader, ratings: csr_matrix, weights: FloatArray):
 def oracle_weighted(loader):
     """A training loader of the same kind and seed, whose sequences weigh 0 where noise or a fake user is in them.
 
-    An upper bound for experiments, never a defense: it reads the flags of the injected noise.
+    To compare with in experiments, never a defense: it reads the flags of the injected noise.
     """
     train = copy.copy(loader._dataset)
     found = instances_of(train)

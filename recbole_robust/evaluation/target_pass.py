@@ -25,7 +25,7 @@ class TargetRanks:
     Attributes:
         ranks: rank of the target among the items that the user has not in a masked split; ``NEVER`` where masked.
         scores: the model's prediction for it (stars for explicit models), masked or not.
-        eligible: whether the user has it in no split.
+        eligible: whether the user has it in no split, in the phase ``valid`` but for the test split.
     """
 
     ranks: Tensor
@@ -50,7 +50,8 @@ class TargetPass:
         self.users = self.queries[train.uid_field]
         n_genuine = train.user_num - train.n_fake_users
         self.seen = _genuine_matrix([train] if phase == "valid" else [train, valid], n_genuine)
-        everywhere = _genuine_matrix([train, valid, test], n_genuine)
+        # What selects sees no test row, not even to leave a user out.
+        everywhere = _genuine_matrix([train, valid] if phase == "valid" else [train, valid, test], n_genuine)
         columns = target_items.numpy()
         self.masked = torch.from_numpy(self.seen[self.users.numpy()][:, columns].toarray() > 0)
         self.eligible = torch.from_numpy(everywhere[self.users.numpy()][:, columns].toarray() == 0)

@@ -97,7 +97,7 @@ def atjt(base: Any) -> type:
             return {} if self.auxiliary is None else {"Weight": self.instance_weights()}
 
         def instance_weights(self, rows: Any = None) -> Tensor:
-            """w of training rows (all of them if None), each by the recogniser that never saw its user.
+            """w of training rows (all of them if None), each by the recogniser of its user's fold, not balanced.
 
             Shape: ``(n_rows,)``, on the CPU.
             """
@@ -121,8 +121,9 @@ def atjt(base: Any) -> type:
             loss_d = joint.lambda_ * auxiliary.loss(batch, generator, joint.phase)
             if joint.phase is not None:  # the base model learns from one fold only
                 mine = (auxiliary.folds(batch.users) == joint.phase).nonzero().squeeze(1)
-                if not len(mine):
-                    return torch.zeros_like(loss_d), loss_d
+                if not len(mine):  # zeros that know of all parameters, since L_D may have none to learn from either
+                    nothing = 0.0 * sum(parameter.sum() for parameter in self.parameters())
+                    return (*[nothing] * (len(self.loss_terms) - 1), loss_d + nothing)
                 interaction, batch = interaction[joint.rows_of(mine, len(batch.users))], batch.take(mine)
             weights = None
             if joint.epoch >= joint.warmup:

@@ -89,7 +89,7 @@ class Joint:
     def of(cls, config: Any) -> Joint:
         sampling, pointwise = config["train_neg_sample_args"], config["MODEL_INPUT_TYPE"] == InputType.POINTWISE
         sampled = bool(sampling) and sampling["distribution"] not in (None, "none")
-        phased = config["atjt_phase_epochs"] or -(-config["epochs"] // config["n_folds"])
+        phased = config["atjt_phase_epochs"] or max(1, config["epochs"] // config["n_folds"])
         item = config["ITEM_ID_FIELD"]
         return cls(
             seed=config["seed"],
@@ -154,9 +154,11 @@ class Joint:
 class AuxiliaryTask(nn.Module):
     """The recognisers, one a fold of the users, their loss L_D and the weights that they give.
 
-    Recogniser g learns from the users of all folds but g, and weighs those of fold g: nobody's sequences are weighed
-    by who has learned from them, and each recogniser sees ``n_folds - 1`` sequences for one that it weighs (Fig. 3).
+    By L_D recogniser g learns from the users of all folds but g, and weighs those of fold g: it sees ``n_folds - 1``
+    sequences for one that it weighs (Fig. 3). Only L_R, unless it is detached, moves it by those that it weighs.
     """
+
+    item_means: Tensor
 
     def __init__(self, config: Any, n_items: int, items: Tensor, categories: Tensor | None = None) -> None:
         super().__init__()
@@ -225,6 +227,7 @@ class AuxiliaryTask(nn.Module):
         """Steps of L_D alone, on random training sequences: a recogniser that knows nothing weighs at random."""
         optimizer, device = torch.optim.Adam([self.parameter_group()]), next(self.parameters()).device
         drawing = joint.generator(f"pre-training, epoch {joint.epoch}")
+        self.train()  # cuDNN's GRU goes backwards in no other mode
         for step in range(self.pretrain_steps):
             picked = torch.randint(len(sequences.users), (PRETRAINING_ROWS,), generator=drawing)
             generator = joint.generator(f"pre-training, epoch {joint.epoch}, step {step}", device)

@@ -70,7 +70,7 @@ class SequenceCorruptor:
     def _places(self, shape: torch.Size, lengths: Tensor, generator: torch.Generator) -> Tensor:
         """Which positions are replaced: of each row the wanted number of valid ones. Shape: ``(n, L)``, bool."""
         counts = torch.full_like(lengths, int(self.n_replaced)) if self.n_replaced >= 1 else (
-            (self.n_replaced * lengths).ceil().long()
+            (self.n_replaced * lengths - 1e-6).ceil().long()
         )  # fmt: skip
         position = torch.arange(shape[1], device=lengths.device)
         keys = torch.rand(shape, generator=generator, device=lengths.device)

@@ -1,4 +1,4 @@
-"""Small pictures without any drawing library: rows of marks with intervals, written as SVG.
+"""Small pictures without any drawing library: rows of marks with intervals, and charts, written as SVG.
 
 They show on GitHub, follow a dark page, and are the same bytes for the same numbers.
 """
@@ -72,10 +72,7 @@ def dot_rows(title: str, rows: Sequence[str], panels: Sequence[Panel], width: in
     legend = list(dict.fromkeys(d.series for p in panels for row in rows for d in p.dots.get(row, ()) if d.series.name))
     height = bottom + 30 + 24 * (1 if legend else 0)
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'role="img" aria-label="{escape(title)}">',
-        f"<title>{escape(title)}</title><style>{_STYLE}</style>",
-        f'<rect class="ground" width="{width}" height="{height}" rx="6"/>',
+        *_opening(title, width, height),
         *(
             f'<text x="{_n(left - 10)}" y="{_n(_TOP + row_height * (i + 0.5) + 4)}" text-anchor="end">'
             f"{escape(row)}</text>"
@@ -88,12 +85,98 @@ def dot_rows(title: str, rows: Sequence[str], panels: Sequence[Panel], width: in
     ]
     for i, panel in enumerate(panels):
         lines += _panel(panel, rows, left + i * (wide + _GAP), wide, row_height)
-    x = left
-    for series in legend:
-        lines.append(_mark(series, x + 6, bottom + 40))
-        lines.append(f'<text class="faint small" x="{_n(x + 17)}" y="{bottom + 44}">{escape(series.name)}</text>')
-        x += 36 + 6.4 * len(series.name)
+    return "\n".join([*lines, *_legend(legend, left, bottom + 40), "</svg>"]) + "\n"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What an axis of a chart shows; ``line``: a value that a dotted line marks, in range."""
+
+    title: str
+    low: float
+    high: float
+    ticks: Sequence[float]
+    line: float | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points of a chart, with a mark each, or joined by a line with one mark, at its end."""
+
+    series: Series
+    points: Sequence[tuple[float, float]]
+    joined: bool = False
+
+
+def axis_of(title: str, values: Sequence[float], line: float | None = None) -> Axis:
+    """An axis on which all the values lie, with four to eight round ticks."""
+    found = [*values, *(() if line is None else (line,))]
+    low, high = min(found), max(found)
+    high = high if high > low else low + (abs(low) or 1.0)
+    rough = (high - low) / 6
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * n for n in (1, 2, 5, 10) if power * n >= rough)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    ticks = [round(step * i, 12) for i in range(first, last + 1)]
+    return Axis(title, ticks[0], ticks[-1], ticks, line)
+
+
+def chart(title: str, x: Axis, y: Axis, curves: Sequence[Curve], width: int = 760, height: int = 360) -> str:
+    """A picture with two axes; ``title`` is what a screen reader says. Points outside stand on the edge.
+
+    Raises:
+        ValueError: no point, or an axis whose range is empty.
+    """
+    if not any(curve.points for curve in curves) or x.low >= x.high or y.low >= y.high:
+        raise ValueError("expected at least one point, and axes with low < high")
+    left, right, top, bottom = 66, width - 18, 40, height - 76
+
+    def place(point: tuple[float, float]) -> tuple[float, float]:
+        across, up = ((min(max(value, axis.low), axis.high) - axis.low) / (axis.high - axis.low)
+                      for value, axis in zip(point, (x, y), strict=True))  # fmt: skip
+        return left + across * (right - left), bottom - up * (bottom - top)
+
+    lines = _opening(title, width, height)
+    lines.append(f'<text class="head" x="{left}" y="24">{escape(y.title)}</text>')
+    lines.append(f'<text class="faint small" x="{right}" y="{bottom + 36}" text-anchor="end">{escape(x.title)}</text>')
+    for tick in x.ticks:
+        across = _n(place((tick, y.low))[0])
+        lines.append(f'<path class="rule" d="M{across} {top}V{bottom}"/>')
+        lines.append(f'<text class="faint small" x="{across}" y="{bottom + 18}" text-anchor="middle">{tick:g}</text>')
+    for tick in y.ticks:
+        up = place((x.low, tick))[1]
+        lines.append(f'<path class="rule" d="M{left} {_n(up)}H{right}"/>')
+        lines.append(f'<text class="faint small" x="{left - 8}" y="{_n(up + 4)}" text-anchor="end">{tick:g}</text>')
+    if x.line is not None:
+        lines.append(f'<path class="zero" d="M{_n(place((x.line, y.low))[0])} {top}V{bottom}"/>')
+    if y.line is not None:
+        lines.append(f'<path class="zero" d="M{left} {_n(place((x.low, y.line))[1])}H{right}"/>')
+    for curve in curves:
+        placed = [place(point) for point in curve.points]
+        if curve.joined and len(placed) > 1:
+            path = "L".join(f"{_n(one)} {_n(other)}" for one, other in placed)
+            lines.append(f'<path d="M{path}" fill="none" stroke="{COLOURS[curve.series.colour]}" opacity="0.6"/>')
+        lines += [_mark(curve.series, *point) for point in (placed[-1:] if curve.joined else placed)]
+    lines += _legend(list(dict.fromkeys(curve.series for curve in curves if curve.points)), left, bottom + 58)
     return "\n".join([*lines, "</svg>"]) + "\n"
+
+
+def _opening(title: str, width: int, height: int) -> list[str]:
+    return [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'role="img" aria-label="{escape(title)}">',
+        f"<title>{escape(title)}</title><style>{_STYLE}</style>",
+        f'<rect class="ground" width="{width}" height="{height}" rx="6"/>',
+    ]
+
+
+def _legend(series: Sequence[Series], x: float, y: float) -> list[str]:
+    lines = []
+    for one in series:
+        lines.append(_mark(one, x + 6, y))
+        lines.append(f'<text class="faint small" x="{_n(x + 17)}" y="{_n(y + 4)}">{escape(one.name)}</text>')
+        x += 36 + 6.4 * len(one.name)
+    return lines
 
 
 def _n_apart(panel: Panel, row: str) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import itertools
 import logging
 import math
 import os
@@ -26,8 +27,9 @@ from tqdm import tqdm
 from recbole_robust.benchmark import ATTEMPTS, RUN_FOLDERS, kept_folders
 from recbole_robust.cluster import at_home, ray_cluster, threads_each
 from recbole_robust.schedule import check_workers
-from recbole_robust.sweep.book import SweepRun, TrialBook, earlier_trials, shown
-from recbole_robust.sweep.file import WORST, Sweep, Values, key_of, load_sweep, read_sweep
+from recbole_robust.sweep.book import SweepRun, TrialBook, earlier_trials
+from recbole_robust.sweep.file import SIDES, WORST, Sweep, Values, key_of, load_sweep, read_sweep
+from recbole_robust.sweep.page import shown
 from recbole_robust.types import UserError
 
 logger = logging.getLogger(__name__)
@@ -77,8 +79,9 @@ def run_sweep(
     if told.method == "tpe" and importlib.util.find_spec("optuna") is None:
         raise UserError("search.method: expected optuna to be installed for tpe (pip install 'recbole-robust[sweep]')")
     folder = Path(output_dir).absolute() / told.name
-    epochs = _check_by_configs(told, str(folder.parent))
-    book = TrialBook(told, epochs, folder, earlier_trials(told, folder, resume, force))
+    epochs, data = _check_by_configs(told, str(folder.parent))
+    earlier = earlier_trials(told, folder, resume, force, epochs, data)
+    book = TrialBook(told, epochs, data, folder, earlier)
     with (
         kept_folders(folder.parent / name for name in RUN_FOLDERS),
         ray_cluster(workers, address) as n_workers,
@@ -91,14 +94,34 @@ def run_sweep(
     return book.close()
 
 
-def _check_by_configs(sweep: Sweep, output_dir: str) -> int:
-    """The number of epochs; what any trial's Config would refuse is told before the first one.
+def _check_by_configs(sweep: Sweep, output_dir: str) -> tuple[int, Callable[[], str]]:
+    """The number of epochs, and a function that gives the digest of the data; what a trial would stumble over is told.
 
     Raises:
-        UserError: a key, or a value at the ends of a range, that a Config refuses; a metric at a K that none measures.
+        UserError: a key, or a value at the ends of a range, that a Config refuses; a key that makes a trial's data or
+            its measure another; a metric at a K that none measures.
     """
-    from recbole_robust.sweep.trial import trial_config  # here, so that a sweep can be read without torch
+    from recbole_robust.config import POISON_KEYS, TARGET_KEYS  # here, so that a sweep can be read without torch
+    from recbole_robust.data.load import data_digest
+    from recbole_robust.sweep.trial import trial_config
 
+    measuring = ("protocol", "topk", "tail_share", "eval_args", "val_interval", "user_folds", "heldout_file")
+    fixed = {"epochs": "(objective.epoch: best chooses it)", "new_fans": "(they belong into config)"}
+    noise = [key for key in sweep.space if key.startswith("noise_")]
+    for key in {*noise, *POISON_KEYS, *TARGET_KEYS, *measuring, "target_sets"}:
+        fixed.setdefault(key, "(data and measures are not chosen: conditions have a search each)")
+    for key in sweep.space:
+        if (why := fixed.get(key.split(".")[0])) is not None:
+            raise UserError(f"space: expected keys other than {key} {why}")
+    for where, entries, known in (
+        ("conditions", sweep.conditions, None),
+        ("attacks", sweep.attacks, POISON_KEYS),
+        ("target_sets", sweep.target_sets, TARGET_KEYS),
+    ):
+        for key in (key for entry in entries for key in entry):
+            if key == "epochs" or (known is not None and key.split(".")[0] not in known):
+                told = "keys other than epochs" if known is None else f"the keys {', '.join(known)}"
+                raise UserError(f"{where}: expected {told}, got {key!r}")
     first, attacks = sweep.corners()[0], sweep.attacks or [{}]
     asked = [(condition, values, attacks[0]) for condition in sweep.conditions for values in sweep.corners()]
     asked += [(sweep.conditions[0], first, attack) for attack in attacks[1:]]
@@ -108,15 +131,13 @@ def _check_by_configs(sweep: Sweep, output_dir: str) -> int:
         if sweep.attacks and not (config["attack"] or config["poison"]):
             raise UserError(f"attacks: expected an attack, got {attack!r}")
         epochs = max(epochs, config["epochs"])
-    if "epochs" in sweep.space:
-        raise UserError("space: expected keys other than epochs (objective.epoch: best chooses it)")
     if sweep.scheduler == "asha" and sweep.grace > epochs:
         raise UserError(f"scheduler.grace: expected at most the {epochs} epochs, got {sweep.grace}")
     for name in sweep.objective.metrics:
         k = name.partition("@")[2]
         if k and int(k) not in config["topk"]:
             raise UserError(f"objective: expected a K of topk {config['topk']}, got {name!r}")
-    return epochs
+    return epochs, functools.partial(data_digest, config)
 
 
 def _show(bar: Any, progress: bool, trial: Mapping[str, Any]) -> None:
@@ -134,6 +155,8 @@ def _check_gpus(gpu_per_trial: float) -> None:
     there = ray.cluster_resources().get("GPU", 0)
     if gpu_per_trial > there:  # Tune would wait for ever
         raise UserError(f"gpu_per_trial: expected at most the {there:g} GPUs that there are, got {gpu_per_trial:g}")
+    if there and not gpu_per_trial:
+        logger.warning("gpu_per_trial: 0, so the %g GPUs that there are stand idle", there)
 
 
 # --- Ray Tune ---------------------------------------------------------------------------------------------------------
@@ -157,7 +180,8 @@ def _search(
         space: dict[str, Any]
         searcher, n_samples = None, 1
         if sweep.method == "tpe":
-            searcher, space, n_samples = _tpe(sweep, [trial["values"] for trial in earlier]), {}, sweep.n_trials or 1
+            first = [trial["values"] for trial in earlier]
+            searcher, space, n_samples = _tpe(sweep, first, epochs), {}, sweep.n_trials or 1
         else:
             space = {"point": tune.grid_search(sweep.points())}
         scheduler = FIFOScheduler()
@@ -253,11 +277,21 @@ def _stopper() -> Any:
     return CtrlC()
 
 
-def _tpe(sweep: Sweep, first: list[Values]) -> Any:
-    """Optuna's tree-structured Parzen estimator; it asks for the points that have ended first."""
+def _tpe(sweep: Sweep, first: list[Values], epochs: int) -> Any:
+    """Optuna's tree-structured Parzen estimator; it asks for the points that have ended first.
+
+    A trial that was stopped is told as pruned, with the score of each epoch: at its last one it is no match for the
+    score of another at the end.
+    """
     import optuna
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
     from ray.tune.search.optuna import OptunaSearch
+
+    class Search(OptunaSearch):
+        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+            failed = error or (result is not None and result.get("error") is not None)
+            whole = result is not None and result["epoch"] + 1 == epochs
+            super().on_trial_complete(trial_id, result if whole and not failed else None, error=failed)
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     kinds: dict[str, Callable[[list[Any]], Any]] = {
@@ -268,7 +302,8 @@ def _tpe(sweep: Sweep, first: list[Values]) -> Any:
         "logint": lambda ends: IntDistribution(ends[0], ends[1], log=True),
     }
     space = {key: kinds[kind](own) for key, (kind, own) in sweep.space.items()}
-    return OptunaSearch(space, metric="score", mode="max", seed=sweep.search_seed, points_to_evaluate=first or None)
+    seed = sweep.search_seed + 1000 * len(first)  # or what is drawn after a resumption was drawn before it
+    return Search(space, metric="score", mode="max", seed=seed, points_to_evaluate=first or None)
 
 
 def _with_name(trainable: functools.partial[None], name: str) -> Callable[[Values], None]:
@@ -292,18 +327,21 @@ def _trial(
 ) -> None:
     """What Tune runs, in a process of a worker: a trial, or the reports of one that has ended."""
     values = config.get("point", config)
+    best_so_far = sweep.objective.epoch == "best"
     if (scores := replay.get(key_of(values))) is not None:
-        for epoch, score in enumerate(scores):
+        for epoch, score in enumerate(itertools.accumulate(scores, max) if best_so_far else scores):
             _report({"score": score, "epoch": epoch, "replayed": True})
         return
     from recbole_robust.sweep.trial import run_trial
 
     at_home(folder, threads)
-    wanted = sweep.objective.metrics
+    best = -math.inf
 
     def report(epoch: int, metrics: Mapping[str, float]) -> None:
-        found = {name: metrics[name] for name in wanted}
-        _report({"score": sweep.objective.score(found), "epoch": epoch, "replayed": False, **found})
+        nonlocal best
+        own = sweep.objective.score(metrics)
+        best = max(best, own) if best_so_far else own
+        _report({"score": best, "own": own, "epoch": epoch, "replayed": False, **metrics})
 
     try:
         run_trial(sweep, condition, values, output_dir, report)
@@ -340,7 +378,8 @@ def _recorder(condition: Values, book: TrialBook, show: Callable[[Mapping[str, A
             elif "error" in result:
                 errors[trial.trial_id] = result["error"]
             elif "epoch" in result:
-                histories.setdefault(trial.trial_id, {})[result["epoch"]] = dict(result)
+                metrics = {name: value for name, value in result.items() if name.partition(".")[0] in SIDES}
+                histories.setdefault(trial.trial_id, {})[result["epoch"]] = {"score": result["own"], **metrics}
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             self.enter(trial, errors.get(trial.trial_id))

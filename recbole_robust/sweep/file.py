@@ -36,6 +36,7 @@ Values = dict[str, Any]
 
 LARGEST = 1.0e15  # of what is tried, so that every draw is exact
 WORST = -1.0e9  # the score of a trial that failed, or whose metric is no number
+BROKEN = -1.0e6  # a weighted sum lies above, its trial having kept the bounds
 FIELDS = (
     "name", "model", "dataset", "config", "attacks", "target_sets", "seed", "conditions", "space", "search",
     "scheduler", "objective",
@@ -45,6 +46,7 @@ LISTS, RANGES = ("grid", "choice"), ("uniform", "loguniform", "int", "logint")
 METHODS, SCHEDULERS = ("grid", "random", "tpe"), ("none", "asha")
 SIDES = ("clean", "attacked", "lift", "worst_lift")
 FRACTIONS = ("hit", "recall", "ndcg", "tailhit", "itemcoverage")  # what `maximise` takes: never below 0
+EXPOSURE = ("targethr", "targethr_all", "targethr_eligible", "targetndcg", "targetscore")  # the larger, the worse
 METRICS = (*FRACTIONS, "targethr", "targethr_all", "targethr_eligible", "targetndcg", "targetrank", "targetscore")
 
 
@@ -59,7 +61,8 @@ class Objective:
         maximise: the accuracy that counts where every bound holds; None: ``weights`` count.
         at_most: upper bounds by metric.
         at_least: lower bounds by metric.
-        weights: of a weighted sum, by metric.
+        weights: of a weighted sum, by metric. A lift of the targets below 0 counts as 0 there: pushing them down earns
+            nothing.
         epoch: ``last``, a trial is what it is at its last epoch; ``best``, at the epoch of its highest score, and the
             number of epochs is chosen with it.
     """
@@ -83,13 +86,23 @@ class Objective:
         return math.fsum(max(0.0, value) for value in (*over, *under))
 
     def score(self, metrics: Mapping[str, float]) -> float:
-        """Where the bounds hold, ``maximise``, which is at least 0; else below 0, by how much they are broken."""
-        excess = self.excess(metrics)
-        if excess > 0 or self.maximise is None:
-            score = math.fsum(weight * metrics[name] for name, weight in self.weights.items()) - excess
-        else:
-            score = metrics[self.maximise]
-        return score if math.isfinite(score) else WORST
+        """What counts where the bounds hold; else less than any such score, by how much they are broken.
+
+        That is below 0 with ``maximise``, which is at least 0, and below :data:`BROKEN` with ``weights``. A metric that
+        is no number, be it a bound's, gives :data:`WORST`.
+        """
+        if not all(math.isfinite(metrics[name]) for name in self.metrics):
+            return WORST
+        if (excess := self.excess(metrics)) > 0:
+            return -excess if self.maximise else BROKEN - excess
+        if self.maximise:
+            return metrics[self.maximise]
+        return math.fsum(weight * _counted(name, metrics[name]) for name, weight in self.weights.items())
+
+
+def _counted(name: str, value: float) -> float:
+    side, _, metric = name.partition(".")
+    return max(value, 0.0) if side in ("lift", "worst_lift") and metric.partition("@")[0] in EXPOSURE else value
 
 
 @dataclass(frozen=True)
@@ -276,8 +289,8 @@ def _objective(content: Values, attacked: bool) -> Objective:
     if ("maximise" in content) == ("weights" in content):
         raise UserError("objective: expected either maximise or weights, got " + ("both" if content else "neither"))
     bounds = {key: _mapping(content, key) for key in ("at_most", "at_least", "weights")}
-    if "weights" in content and (bounds["at_most"] or bounds["at_least"]):
-        raise UserError("objective: expected bounds (at_most, at_least) beside maximise only, got them beside weights")
+    if "weights" in content and not bounds["weights"]:
+        raise UserError("objective.weights: expected a weight of at least one metric, got none")
     for key, entries in bounds.items():
         for name, value in entries.items():
             if not _is_number(value):
@@ -301,8 +314,12 @@ def _objective(content: Values, attacked: bool) -> Objective:
             metrics = ", ".join(f"{one}@K" for one in METRICS[:-2])
             raise UserError(f"objective: expected {' | '.join(sides)} . {metrics}, targetrank or targetscore, "
                             f"got {name!r}{'' if attacked else ' (there are no attacks)'}")  # fmt: skip
-    if objective.maximise and objective.maximise.partition(".")[2].partition("@")[0] not in FRACTIONS:
-        raise UserError(f"objective.maximise: expected one of {', '.join(FRACTIONS)}, got {objective.maximise!r}")
+        if side == "worst_lift" and base not in EXPOSURE:
+            raise UserError(f"objective: expected worst_lift of one of {', '.join(EXPOSURE)}, got {name!r}")
+    side, _, metric = (objective.maximise or "").partition(".")
+    if objective.maximise and (metric.partition("@")[0] not in FRACTIONS or side not in SIDES[:2]):
+        raise UserError(f"objective.maximise: expected one of {', '.join(FRACTIONS)}, clean or attacked, "
+                        f"got {objective.maximise!r}")  # fmt: skip
     return objective
 
 

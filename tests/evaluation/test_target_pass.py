@@ -27,7 +27,7 @@ def by_hand(splits, table, target: int, phase: str, k: int) -> dict[str, float]:
     """TargetHR by its definition: for every genuine user, sort what is not masked."""
     train, valid, test = splits
     masked = pairs_of(train) if phase == "valid" else pairs_of(train, valid)
-    anywhere = pairs_of(train, valid, test)
+    anywhere = pairs_of(train, valid) if phase == "valid" else pairs_of(train, valid, test)
     hits_all, hits_eligible, n_eligible, ranks = 0, 0, 0, []
     users = range(1, train.user_num - train.n_fake_users)
     for user in users:
@@ -146,7 +146,8 @@ def test_users_who_have_the_target(family_config, score_table, table):
         never = set(the_pass.users[found.ranks[:, 0] == NEVER].tolist())
         assert never == has, "masked in this phase: cannot be recommended"
         assert (found.ranks[:, 0][~torch.isin(the_pass.users, torch.tensor(sorted(has)))] == 1).all()
-        anywhere = {user for user, item in pairs_of(*splits) if item == target}
+        looked_at = splits[:2] if phase == "valid" else splits  # what selects sees no test row
+        anywhere = {user for user, item in pairs_of(*looked_at) if item == target}
         assert set(the_pass.users[~found.eligible[:, 0]].tolist()) == anywhere, "no split holds it"
         metrics = measure(found)[0]
         assert metrics["targethr_all@10"] == pytest.approx(1 - len(has) / 80)

@@ -247,7 +247,9 @@ def test_the_recognisers_have_a_rate_of_their_own(config_of):
 def test_pre_training_teaches_the_recognisers_alone(model_of):
     (model, _), (before, _) = model_of("SASRec", recogniser_pretrain_steps=3), model_of("SASRec")
     state = torch.get_rng_state()
+    model.eval()
     model.on_epoch_start(0)
+    assert model.auxiliary.training  # as after a validation, where a later phase begins: cuDNN asks for it
     assert torch.equal(torch.get_rng_state(), state)
     assert same(base_state(model), base_state(before))
     learned = {name: value.clone() for name, value in model.auxiliary.state_dict().items()}
@@ -283,6 +285,34 @@ def test_its_options_train(config_of, keys):
     weights = run.trainer.model.instance_weights()
     assert len(weights) == len(run.splits.train.inter_feat)
     assert (weights > keys.get("weight_floor", 0)).all() and (weights < 1).all() and weights.std() > 0
+
+
+@pytest.mark.parametrize("balance", ["sum", "fold", "item", "none"])
+@pytest.mark.parametrize("share", [None, 0.3])
+def test_what_enters_the_loss(model_of, balance, share):
+    """Of the recogniser's logits, by hand: the share of noise taken out, the weights over the mean of their group."""
+    model, batch = model_of("SASRec", weight_normalize=balance, weight_noise_share=share, weight_floor=0.1,
+                            noisy_seq_ratio=0.25, recogniser_pretrain_steps=30, **NO_DROPOUT)  # fmt: skip
+    model.on_epoch_start(0)
+    model.eval()
+    task, found = model.auxiliary, {}
+    every = model.training_sequences
+    for name, sequences in (("batch", model.joint.positives(batch)), ("every", every)):
+        folds = task.folds(sequences.users)
+        logits = torch.stack([one(sequences.histories, sequences.lengths, sequences.targets)
+                              for one in task.recognisers])[folds, torch.arange(len(folds))]  # fmt: skip
+        p = torch.sigmoid(logits) if share is None else (1 - share * 3 / logits.exp()).clamp(min=0)
+        found[name] = (0.1 + 0.9 * p, folds, sequences.targets)
+    weights, folds, targets = found["batch"]
+    assert_close(task.weights(model.joint.positives(batch)), weights, rtol=1e-4, atol=1e-5)
+    if balance == "fold":
+        weights = weights / torch.stack([weights[folds == fold].mean() for fold in range(2)])[folds]
+    if balance == "item":
+        of_all, _, of_targets = found["every"]
+        weights = weights / torch.stack([of_all[of_targets == target].mean() for target in targets])
+    losses = torch.nn.functional.cross_entropy(model.full_sort_predict(batch), batch["item_id"], reduction="none")
+    expected = (weights * losses).sum() / (len(losses) if balance == "none" else weights.sum())
+    assert_close(model.calculate_loss(copy_of(batch))[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_preset_weighs_an_items_sequences_beside_each_other(config_of):
@@ -331,6 +361,29 @@ def test_a_phase_has_its_fold_and_its_recogniser(config_of):
             for old, one in zip(before, task.recognisers, strict=True)
         ]
         assert moved == [fold == 0, fold == 1]
+
+
+def test_a_last_batch_of_another_fold_teaches_nothing(model_of):
+    """One sequence that neither the base model nor a recogniser learns from: a loss of 0 that can be taken back."""
+    model, batch = model_of("SASRec", atjt_schedule="phased", epochs=4)
+    model.on_epoch_start(0)
+    other = (model.auxiliary.folds(batch["user_id"]) != model.joint.phase).nonzero().squeeze(1)
+    terms = model.calculate_loss(batch[other[:1]])
+    assert len(terms) == len(model.loss_terms) == 2
+    sum(terms).backward()
+    assert all(not p.grad.any() for p in model.parameters() if p.grad is not None)
+
+
+def test_every_fold_has_its_phase(config_of):
+    """Whatever the number of epochs: no fold is left out, and no validation stops the training before."""
+    for epochs, n_folds in ((6, 4), (10, 7), (4, 4)):
+        config = config_of("SASRec", atjt_schedule="phased", epochs=epochs, n_folds=n_folds)
+        assert config["eval_step"] == 0
+        joint = make_run(config).trainer.model.joint
+        phases = set()
+        for joint.epoch in range(epochs):
+            phases.add(joint.phase)
+        assert phases == set(range(n_folds))
 
 
 # --- models without a criterion to tap --------------------------------------------------------------------------------
@@ -433,7 +486,21 @@ def test_a_second_weigher_is_refused(config_of):
     [
         ({"atjt_weights": "other"}, "atjt_weights: expected one of learned, uniform, oracle, got 'other'"),
         ({"n_folds": 1}, "n_folds: expected a whole number >= 2, got 1"),
-        ({"noisy_seq_ratio": 1.5}, "noisy_seq_ratio: expected a number in"),
+        ({"noisy_seq_ratio": 1.5}, "noisy_seq_ratio: expected 0, or a number in"),
+        ({"noisy_seq_ratio": 1.0}, "noisy_seq_ratio: expected 0, or a number in"),
+        ({"train_stage": "banana"}, "train_stage: expected one of pretrain, finetune, both"),
+        ({"train_stage": "pretrain"}, "train_stage: expected both, since SASRec has no stages, got pretrain"),
+        ({"atjt_schedule": "phased", "eval_step": 1}, "eval_step: expected 0 under atjt_schedule phased, got 1"),
+        ({"atjt_schedule": "phased", "weight_normalize": "item"}, "weight_normalize: expected sum, fold or none under"),
+        (
+            {"atjt_schedule": "phased", "epochs": 3, "n_folds": 4},
+            "epochs: expected at least the 4 that the phases of 4",
+        ),
+        ({"atjt_schedule": "phased", "tune": True}, "tune: expected false under atjt_schedule phased"),
+        (
+            {"atjt_per_sample": "resample", "negative_weight": 0.5},
+            "negative_weight: expected none under atjt_per_sample",
+        ),
         ({"n_replaced": 1.5}, "n_replaced: expected a whole number >= 1 or a number in"),
         ({"recogniser": "lstm"}, "recogniser: expected one of paper, gru, got 'lstm'"),
         ({"atjt_schedule": "none"}, "atjt_schedule: expected one of batch, phased"),
