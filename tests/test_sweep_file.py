@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_robust.properties_path import properties_dir
-from recbole_robust.registry import available
+from recbole_robust.registry import DEFENSES, available
 from recbole_robust.sweep import _check_by_configs
 from recbole_robust.sweep.file import WORST, Objective, load_sweep, nested, read_sweep
 from recbole_robust.types import UserError
@@ -215,15 +215,19 @@ def test_what_a_config_refuses_is_told_before_the_first_trial(
 SHIPPED = available("sweep")
 
 
-def test_every_defense_with_something_to_tune_has_a_sweep() -> None:
-    assert {"PurifyAugMF", "ATJT", "AT", "VAT", "PamaCF", "GDA", "PCMF", "CoRating"} <= set(SHIPPED)
+def test_every_defense_has_a_sweep() -> None:
+    models = {"PurifyAugMF", "ATJT", "PCMF", "RGCF"}
+    assert set(SHIPPED) == models | set(DEFENSES)
+    for name in DEFENSES:
+        assert load_sweep(name).config["defense"] == name
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_sweeps_that_we_ship(name: str, tmp_path: Path) -> None:
     """They are read, a Config takes all they try, their target sets are no grid's, and every key has a comment."""
     sweep = load_sweep(name)
-    assert sweep.name == name and _check_by_configs(sweep, str(tmp_path))[0] == (15 if name == "ATJT" else 25)
+    epochs = _check_by_configs(sweep, str(tmp_path))[0]
+    assert sweep.name == name and epochs == {"ATJT": 15, "TCE": 40, "RCE": 40, "RGCF": 30}.get(name, 25)
     assert not sweep.attacks or all(targets["target_seed"] >= 200 for targets in sweep.target_sets)
     assert sweep.seed >= 100
     assert json.dumps(sweep.points() if sweep.method != "tpe" else sweep.corners())
