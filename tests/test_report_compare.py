@@ -109,6 +109,16 @@ def test_gains_are_paired_by_seed_and_measured_by_the_bound() -> None:
     assert table.rows[0][7].numbers == [], "a bound that gains nothing measures nothing"  # type: ignore[union-attr]
 
 
+def test_a_bound_that_is_not_shown_to_gain_measures_nothing() -> None:
+    """Its gain of .0025 on average could as well be none."""
+    cells = accurate("base", [0.20, 0.22, 0.21, 0.25]) + accurate("own", [0.21, 0.24, 0.22, 0.27])
+    cells += accurate("oracle", [0.25, 0.20, 0.26, 0.18])
+    gains = [{"method": "own", "over": "base", "bound": "oracle"}]
+    table = make_page(cells, title="t", metrics=["ndcg@5"], gains=gains).sections[-1].tables[-1]
+    assert table.rows[0][7].numbers == []  # type: ignore[union-attr]
+    assert "No share of a bound whose own gain is not shown." in table.notes[0]
+
+
 def test_without_gains_asked_for_there_is_no_table_of_them() -> None:
     page = make_page(accurate("base", [0.2, 0.3]), title="t")
     assert not any("paired" in table.title for table in page.sections[-1].tables)

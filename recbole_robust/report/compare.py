@@ -125,7 +125,8 @@ def gain_table(
     """Rows: each gain (``method`` over ``over``) in each metric that both have on clean data.
 
     Columns: difference, the same as a share of ``over``'s value, p-value, p-value after Holm over the table, the share
-    of the gain of ``bound`` (where there is one, and it gains), and the number of pairs: seeds that both have.
+    of the gain of ``bound`` (where there is one whose own gain has an interval above 0), and the number of pairs: seeds
+    that both have.
     """
     header = ["method", "over", "metric", "difference", "change, %", "p", "p (Holm)", "share of the bound, %", "pairs"]
     table = Table(title, header, [])
@@ -146,7 +147,7 @@ def gain_table(
             )
             interval = hierarchical_bootstrap(list(change.values()), seeds, rng=np.random.default_rng(0))
             room = {key: bound[key] - base[key] for key in keys if key in bound}
-            share = _share(room, change) if sum(room.values()) > 0 else Measured(None, percent=True)
+            share = _share(room, change) if _gains(room) else Measured(None, percent=True)
             told: list[str | Measured] = [
                 gain["method"], gain["over"], metric, Measured(interval, is_percent(metric), signed=True),
                 replace(_share(base, change), signed=True),
@@ -157,8 +158,17 @@ def gain_table(
     if tests:
         table.notes.append(
             f"Two-sided sign-flip tests over pairs of one seed; Holm over the {len(tests)} tests of this table."
+            + (" No share of a bound whose own gain is not shown." if any("bound" in gain for gain in gains) else "")
         )
     return table
+
+
+def _gains(room: Mapping[Key, float]) -> bool:
+    """Whether a bound is shown to gain: a share of nothing measures nothing."""
+    if not room:
+        return False
+    interval = hierarchical_bootstrap(list(room.values()), [seed for seed, _ in room], rng=np.random.default_rng(0))
+    return (interval.mean if math.isnan(interval.low) else interval.low) > 0
 
 
 def attainable(n_pairs: int) -> float:
