@@ -184,7 +184,7 @@ CHECKS: dict[str, Check] = {
     "recogniser_pretrain_steps": whole(0),
     "weight_temperature": number(0, open_low=True),
     "weight_floor": number(0, 1),
-    "weight_noise_share": number(0, 1),
+    "weight_noise_share": either(number(0, 1), one_of("estimated")),
     "negative_weight": number(0),
     "weight_normalize": one_of("sum", "fold", "item", "none"),
     "train_stage": one_of("pretrain", "finetune", "both"),

@@ -80,7 +80,7 @@ def atjt(base: Any) -> type:
             if self.auxiliary is not None:
                 if self.joint.fresh:
                     self.auxiliary.pretrain(self.training_sequences, self.joint)
-                self.auxiliary.prepare_balance(self.training_sequences)
+                self.auxiliary.look_around(self.training_sequences, self.joint.generator(f"epoch {epoch}, shares"))
 
         def on_epoch_end(self, epoch: int) -> None:
             hook = getattr(super(), "on_epoch_end", None)

@@ -7,7 +7,7 @@ Reference:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,14 @@ from torch.nn import functional as F
 
 from recbole_robust.model.recogniser import build_recogniser
 from recbole_robust.model.sequence_noise import SequenceCorruptor
-from recbole_robust.model.sequence_weights import folds_of, group_means, odds_of_noise, per_group, sequence_weights
+from recbole_robust.model.sequence_weights import (
+    folds_of,
+    group_means,
+    most_noise,
+    odds_of_noise,
+    per_group,
+    sequence_weights,
+)
 from recbole_robust.randomness import global_state_kept, stage_rng
 
 CHUNK = 8192  # sequences that are weighed at once
@@ -159,6 +166,7 @@ class AuxiliaryTask(nn.Module):
     """
 
     item_means: Tensor
+    noise_shares: Tensor
 
     def __init__(self, config: Any, n_items: int, items: Tensor, categories: Tensor | None = None) -> None:
         super().__init__()
@@ -166,8 +174,10 @@ class AuxiliaryTask(nn.Module):
         self.pretrain_steps = config["recogniser_pretrain_steps"]
         self.n_folds, self.seed = config["n_folds"], config["seed"]
         share, ratio = config["weight_noise_share"], config["noisy_seq_ratio"]
-        least_odds = None if share is None else odds_of_noise(share, ratio)
-        self.weighing = (config["weight_temperature"], config["weight_floor"], least_odds)
+        self.weighing = (config["weight_temperature"], config["weight_floor"])
+        self.corrects, self.estimates = share is not None, share == "estimated"
+        shares = torch.full((self.n_folds,), 0.0 if self.estimates or share is None else share)
+        self.register_buffer("noise_shares", shares, persistent=self.estimates)
         self.balance = config["weight_normalize"]
         self.register_buffer("item_means", torch.ones(n_items), persistent=False)
         popularity = torch.bincount(items, minlength=n_items) if config["replace_by"] == "popularity" else None
@@ -216,7 +226,8 @@ class AuxiliaryTask(nn.Module):
             if len(mine):
                 part = batch.take(mine)
                 logits = recogniser(part.histories, part.lengths, part.targets)
-                found = found.index_put((mine,), sequence_weights(logits, *self.weighing))
+                least = odds_of_noise(self.noise_shares[fold], self.corruptor.ratio) if self.corrects else None
+                found = found.index_put((mine,), sequence_weights(logits, *self.weighing, least))
         return found
 
     def parameter_group(self) -> dict[str, Any]:
@@ -244,8 +255,26 @@ class AuxiliaryTask(nn.Module):
         parts = torch.arange(len(sequences.users)).split(CHUNK)
         return torch.cat([self.weights(sequences.take(part).to(device)).cpu() for part in parts])
 
-    def prepare_balance(self, sequences: Sequences) -> None:
-        """Note what the targets' sequences weigh on average now, where ``weight_normalize: item`` asks for it."""
+    @torch.no_grad()
+    def look_around(self, sequences: Sequences, generator: torch.Generator) -> None:
+        """Note what the options ask for of all training sequences, as the recognisers see them now.
+
+        How much noise each fold can hold (``weight_noise_share: estimated``), by so many of its sequences as they are
+        and made noisy; and what the targets' sequences weigh on average (``weight_normalize: item``).
+        """
+        if self.estimates:
+            folds, device = self.folds(sequences.users), self.item_means.device
+            noisy = replace(self.corruptor, ratio=1.0)
+            for fold, recogniser in enumerate(self.recognisers):
+                mine = (folds == fold).nonzero().squeeze(1)
+                picked = mine[torch.randperm(len(mine), generator=generator)[:CHUNK]]
+                if not len(picked):
+                    continue
+                part = sequences.take(picked)
+                made = noisy(part.histories, part.lengths, part.targets, generator=generator)
+                logits = [recogniser(*(one.to(device) for one in (histories, part.lengths, targets)))
+                          for histories, targets in ((part.histories, part.targets), made[:2])]  # fmt: skip
+                self.noise_shares[fold] = most_noise(*logits)
         if self.balance == "item":
             weights = self.weights_of_all(sequences)
             means = group_means(weights, sequences.targets.cpu(), len(self.item_means))

@@ -10,14 +10,14 @@ _STEP, _MIX_1, _MIX_2 = -7046029254386353131, -4658895280553007687, -77235922931
 
 
 def sequence_weights(
-    logits: Tensor, temperature: float = 1.0, floor: float = 0.0, least_odds: float | None = None
+    logits: Tensor, temperature: float = 1.0, floor: float = 0.0, least_odds: Tensor | float | None = None
 ) -> Tensor:
     """``w = floor + (1 - floor) p``, in single precision; ``p`` tells how clean a sequence seems.
 
     It is the recogniser's ``sigmoid(logit / temperature)``, or with ``least_odds``, which no noise falls below (see
     :func:`odds_of_noise`), the part of its odds that noise does not explain, ``max(0, 1 - least_odds / odds)``.
 
-    Shape: ``(B,)`` -> ``(B,)``.
+    Shape: ``(B,)``, ``least_odds`` too if it is a tensor -> ``(B,)``.
     """
     logits = logits.float() / temperature
     if least_odds is None:
@@ -25,15 +25,30 @@ def sequence_weights(
     return floor + (1 - floor) * torch.relu(1 - least_odds * torch.exp(-logits.clamp(min=-80)))
 
 
-def odds_of_noise(noise_share: float, noisy_seq_ratio: float) -> float:
+def odds_of_noise(noise_share: Tensor, noisy_seq_ratio: float) -> Tensor:
     """The odds that a recogniser gives to a noisy sequence, of which it has seen some that were said to be clean.
 
     A share ``r`` of its sequences was made noisy, with density n; the others are the log as it is, of which a share
     ``rho`` is noisy, too. So what it learns are the odds ``(1 - r) / r * ((1 - rho) c + rho n) / n``, with the density
     c of what is clean, and ``P(clean) = 1 - rho (1 - r) / (r odds)``: learning from positive and unlabelled examples
-    (Elkan and Noto, KDD 2008), if real noise looks as the artificial.
+    (Elkan and Noto, KDD 2008), if real noise looks as the artificial. Shape: any.
     """
     return noise_share * (1 - noisy_seq_ratio) / noisy_seq_ratio
+
+
+def most_noise(of_log: Tensor, of_noise: Tensor) -> float:
+    """The largest share of noise that a log can hold, by the logits of its sequences and of noisy ones.
+
+    Were a share ``rho`` of the log like the noisy ones, below any threshold at least ``rho`` times their part of them
+    would be in the log: ``rho <= P(log below) / P(noisy below)`` (Blanchard, Lee and Scott, JMLR 2010). The least of
+    these ratios counts, at thresholds with 5 to 50 % of the noisy ones below.
+
+    Shape: two of ``(n,)`` -> scalar.
+    """
+    parts = torch.arange(1, 11, device=of_noise.device, dtype=torch.double) / 20
+    thresholds = torch.quantile(of_noise.double(), parts)
+    below = (of_log.double()[:, None] < thresholds).double().mean(dim=0)
+    return float((below / parts).min().clamp(max=1))
 
 
 def weighted_mean(losses: Tensor, weights: Tensor, normalize: bool = True) -> Tensor:

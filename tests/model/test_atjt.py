@@ -315,6 +315,34 @@ def test_what_enters_the_loss(model_of, balance, share):
     assert_close(model.calculate_loss(copy_of(batch))[0], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_the_share_of_noise_is_estimated_as_an_epoch_begins(config_of):
+    """By each fold's recogniser of the fold's own users, by numbers of its own; it is kept with the weights."""
+    run = make_run(config_of("SASRec", weight_noise_share="estimated", recogniser_pretrain_steps=50))
+    model = run.trainer.model
+    task, sequences = model.auxiliary, model.training_sequences
+    assert not task.noise_shares.any()
+    state = torch.get_rng_state()
+    model.on_epoch_start(0)
+    assert torch.equal(torch.get_rng_state(), state)
+    shares = task.noise_shares.clone()
+    assert (
+        ((shares > 0) & (shares < 1)).all()
+        and shares[0] != shares[1]
+        and "auxiliary.noise_shares" in model.state_dict()
+    )
+    others = (task.folds(sequences.users) == 1).nonzero().squeeze(1)
+    task.look_around(sequences.take(others), torch.Generator().manual_seed(0))  # nobody of fold 0
+    assert task.noise_shares[0] == shares[0] and task.noise_shares[1] != 0
+    with torch.no_grad():
+        task.recognisers[0].head[-1].bias.add_(3.0)  # the threshold goes along: no share depends on the level
+    model.on_epoch_start(1)
+    again = task.noise_shares.clone()
+    with torch.no_grad():
+        task.recognisers[0].head[-1].bias.add_(3.0)
+    model.on_epoch_start(1)
+    assert_close(task.noise_shares, again)
+
+
 def test_the_preset_weighs_an_items_sequences_beside_each_other(config_of):
     """What each item's sequences weigh together is how many they are, whatever the recogniser thinks of the item."""
     config = config_of("SASRec", preset="corrected", epochs=2, recogniser_pretrain_steps=50)
@@ -508,6 +536,7 @@ def test_a_second_weigher_is_refused(config_of):
         ({"negative_weight": -1}, "negative_weight: expected a number in"),
         ({"weight_floor": -1}, "weight_floor: expected a number in"),
         ({"weight_noise_share": 1.5}, "weight_noise_share: expected a number in"),
+        ({"weight_noise_share": "guessed"}, "weight_noise_share: expected a number in .* or one of estimated"),
         ({"export_weights": "weights.txt"}, "export_weights: expected a file that ends in .csv or .parquet"),
     ],
 )

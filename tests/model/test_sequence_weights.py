@@ -11,6 +11,7 @@ from recbole_robust.model.sequence_weights import (
     effective_size,
     folds_of,
     group_means,
+    most_noise,
     odds_of_noise,
     per_group,
     sequence_weights,
@@ -59,9 +60,22 @@ def test_what_the_recogniser_learned_from_a_noisy_log_is_taken_out(ratio, share)
     clean, noise = torch.tensor([0.5, 0.3, 0.2, 0.0]), torch.tensor([0.1, 0.2, 0.3, 0.4])
     log = (1 - share) * clean + share * noise
     logits = torch.log((1 - ratio) * log / (ratio * noise))
-    found = sequence_weights(logits, least_odds=odds_of_noise(share, ratio))
+    least = odds_of_noise(torch.tensor(share), ratio)
+    found = sequence_weights(logits, least_odds=least)
     assert_close(found, (1 - share) * clean / log, atol=1e-6, rtol=0)
-    assert_close(sequence_weights(logits, 1.0, 0.2, odds_of_noise(share, ratio)), 0.2 + 0.8 * found)
+    assert_close(sequence_weights(logits, 1.0, 0.2, least), 0.2 + 0.8 * found)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.2, 0.5, 1.0])
+def test_the_most_noise_that_a_log_can_hold(share):
+    """Of a mixture that is known; what is clean reaches a little into what noise looks like."""
+    generator = torch.Generator().manual_seed(3)
+    n = 20000
+    noise, other = (torch.randn(n, generator=generator) - 2 for _ in range(2))
+    clean = torch.randn(n, generator=generator) + 2
+    log = torch.where(torch.arange(n) < share * n, other, clean)
+    assert most_noise(log, noise) == pytest.approx(share, abs=0.03)
+    assert most_noise(log + 100, noise) == 0.0 and most_noise(log - 100, noise) == 1.0
 
 
 def test_odds_below_those_of_noise_have_no_weight_and_a_finite_derivative():
