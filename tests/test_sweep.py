@@ -322,7 +322,7 @@ def test_a_failed_trial_is_recorded_and_runs_again_on_resume(ray, content, tmp_p
 @pytest.mark.ray
 @pytest.mark.xdist_group("ray")
 def test_a_trial_whose_worker_dies_runs_again(ray, content, tmp_path):
-    content["config"]["epochs"] = 40
+    content["config"]["epochs"] = 400
     content["space"] = {"learning_rate": {"grid": [3.0]}}
     killed = threading.Event()
 
@@ -343,7 +343,7 @@ def test_a_trial_whose_worker_dies_runs_again(ray, content, tmp_path):
     killed.set()
     thread.join()
     (trial,) = trials_of(tmp_path / "s")
-    assert died and done.n_failed == 0 and trial["status"] == "finished" and len(trial["scores"]) == 40
+    assert died and done.n_failed == 0 and trial["status"] == "finished" and len(trial["scores"]) == 400
 
 
 @pytest.mark.slow
