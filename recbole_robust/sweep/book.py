@@ -13,9 +13,8 @@ from typing import Any
 import yaml
 
 from recbole_robust.report import write_text
-from recbole_robust.results import versions
 from recbole_robust.sweep.file import WORST, Sweep, Values, key_of, nested
-from recbole_robust.sweep.page import TRIALS_FILE, shown, write_page
+from recbole_robust.sweep.page import TRIALS_FILE, judged_as_whole, shown, write_page
 from recbole_robust.types import UserError
 
 SCHEMA_VERSION = 2
@@ -125,15 +124,13 @@ class TrialBook:
         return trial
 
     def best(self, condition: Values) -> dict[str, Any] | None:
-        """The trial of the highest score; the first of several.
-
-        One that was stopped is no trial of the sweep's number of epochs, and counts only where this is chosen, too.
-        """
-        statuses = ("finished", "stopped") if self.sweep.objective.epoch == "best" else ("finished",)
-        ended = [one for one in self.earlier(condition) if one["status"] in statuses and one["score"] > WORST]
-        return max(ended, key=lambda trial: trial["score"], default=None)
+        """The trial of the highest score; the first of several."""
+        whole = judged_as_whole(self.earlier(condition), self.sweep.objective)
+        return max(whole, key=lambda trial: trial["score"], default=None)
 
     def _write(self) -> None:
+        from recbole_robust.results import versions  # here, so that a sweep can be read without torch
+
         told = {
             "schema_version": SCHEMA_VERSION,
             "sweep": dataclasses.asdict(self.sweep),
@@ -178,7 +175,7 @@ def _best_file(sweep: Sweep, best: Mapping[str, Any], epochs: int) -> str:
     if sweep.objective.epoch == "best":
         keys["epochs"] = best["epoch"]
         if keys.get("atjt_schedule") == "phased":  # its phases are a share of the epochs
-            keys.setdefault("atjt_phase_epochs", -(-epochs // keys.get("n_folds", 2)))
+            keys.setdefault("atjt_phase_epochs", max(1, epochs // keys.get("n_folds", 2)))
     keys["eval_step"] = 0  # no validation chooses another epoch
     bounds = " The bounds hold." if sweep.objective.excess(best["metrics"]) <= 0 else " NO TRIAL KEEPS THE BOUNDS."
     told = ", ".join(f"{name} {shown(best['metrics'][name])}" for name in sweep.objective.metrics)

@@ -16,7 +16,7 @@ from recbole_robust.report.svg import Curve, Dot, Panel, Series, axis_of, chart,
 from recbole_robust.sweep.file import WORST, Objective
 from recbole_robust.types import UserError
 
-Trial = Mapping[str, Any]
+Trial = dict[str, Any]
 
 TRIALS_FILE = "trials.json"
 BESIDE = ("tailhit", "itemcoverage")  # who recommends to all what is popular is accurate, and no defense
@@ -66,6 +66,15 @@ def rendered(content: Mapping[str, Any], stem: str = "report") -> tuple[str, dic
 def shown(value: Any) -> str:
     """A value for a reader: four digits of a float, a dash for None."""
     return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def judged_as_whole(trials: Sequence[Trial], goal: Objective) -> list[Trial]:
+    """The trials that have a score and may be the best.
+
+    One that was stopped is no trial of the sweep's number of epochs, and counts only where this is chosen, too.
+    """
+    statuses = ("finished", "stopped") if goal.epoch == "best" else ("finished",)
+    return [trial for trial in trials if trial["status"] in statuses and trial["score"] > WORST]
 
 
 def told_metrics(trials: Sequence[Trial], goal: Objective) -> list[str]:
@@ -118,8 +127,7 @@ def _pictures(
     trials: Sequence[Trial], space: Mapping[str, Any], goal: Objective, epochs: int
 ) -> dict[str, tuple[str, str]]:
     """A name to the SVG and to what it shows."""
-    whole = [one for one in trials if one["status"] == "finished" or (goal.epoch == "best" and one["scores"])]
-    whole = [one for one in whole if one["score"] > WORST]
+    whole = judged_as_whole(trials, goal)
     if not whole:
         return {}
     best = max(whole, key=lambda trial: trial["score"])
