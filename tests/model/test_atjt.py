@@ -346,7 +346,7 @@ def test_the_share_of_noise_is_estimated_as_an_epoch_begins(config_of):
 def test_the_preset_weighs_an_items_sequences_beside_each_other(config_of):
     """What each item's sequences weigh together is how many they are, whatever the recogniser thinks of the item."""
     config = config_of("SASRec", preset="corrected", epochs=2, recogniser_pretrain_steps=50)
-    assert (config["weight_noise_share"], config["weight_normalize"], config["atjt_detach"]) == (0.1, "item", True)
+    assert (config["weight_noise_share"], config["weight_normalize"], config["atjt_detach"]) == ("estimated", "item", True)
     run = make_run(config)
     run.fit(saved=False)
     model = run.trainer.model
