@@ -187,7 +187,7 @@ CHECKS: dict[str, Check] = {
     "weight_noise_share": either(number(0, 1), one_of("estimated")),
     "negative_weight": number(0),
     "weight_normalize": one_of("sum", "fold", "item", "none"),
-    "train_stage": one_of("pretrain", "finetune", "both"),
+    "train_stage": one_of("pretrain", "finetune", "both", "actor_pretrain", "critic_pretrain"),  # the last two: RaCT's
     "export_weights": ("a file that ends in .csv or .parquet", lambda v: str(v).endswith((".csv", ".parquet"))),
     "pair_chunk": whole(1),
     "pcmf_tau": ("a number in (0, inf]", lambda v: v == math.inf or (_is_number(v) and v > 0)),

@@ -100,9 +100,10 @@ RECBOLE_SILENT_KEYS = {
 
 @lru_cache(maxsize=1)
 def recbole_models() -> tuple[str, ...]:
-    """The names of RecBole's own models, from the YAML files that it ships."""
+    """The names of RecBole's own models, from the YAML files that it ships; Random has none."""
     folder = Path(recbole.__file__).parent / "properties" / "model"
-    return tuple(sorted(path.stem for path in folder.glob("*.yaml") if path.stem not in UNSUPPORTED_MODELS))
+    names = {path.stem for path in folder.glob("*.yaml")} - set(UNSUPPORTED_MODELS)
+    return tuple(sorted(names | {"Random"}))
 
 
 def property_file(kind: str, name: str) -> Path:

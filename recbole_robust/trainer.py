@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import recbole.trainer.trainer as recbole_trainer
 import torch
-from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.model.abstract_recommender import AbstractRecommender, SequentialRecommender
 from recbole.utils import get_trainer as recbole_get_trainer
 from torch import Tensor, nn, optim
 from torch.nn.utils.parametrize import is_parametrized
@@ -233,6 +233,30 @@ class RobustTrainerMixin(_Base):
         if torch.isnan(found[1].sum()):
             raise UserError(f"{self.label}: expected scores that are numbers, got nan; a lower learning_rate may help")
         return found
+
+    def _neg_sample_batch_eval(self, batched_data):
+        """RecBole's; but where many candidates have one sequence, it is encoded once, not beside each of them.
+
+        The scores are those of ``predict`` but for rounding; only CORE's are others, whose ``predict`` leaves out the
+        normalisation that it is trained with.
+        """
+        interaction, row_idx, positive_u, positive_i = batched_data
+        first = self._first_candidates(interaction, row_idx)
+        if first is None:
+            return super()._neg_sample_batch_eval(batched_data)
+        found = self.model.full_sort_predict(interaction[first].to(self.device)).view(len(first), -1)
+        candidates = interaction[self.config["ITEM_ID_FIELD"]]
+        scores = found.new_full((len(first), self.tot_item_num), -torch.inf)
+        scores[row_idx, candidates] = found[row_idx, candidates]
+        return interaction, scores, positive_u, positive_i
+
+    def _first_candidates(self, interaction, row_idx: Tensor | None) -> Tensor | None:
+        """The first candidate of each row of scores, or None where a row has several sequences, or the model none."""
+        if row_idx is None or not isinstance(self.model, SequentialRecommender) or self.scores_by_pairs:
+            return None
+        first = torch.searchsorted(row_idx, torch.arange(int(row_idx[-1]) + 1))  # the rows are in order
+        sequences = interaction[self.model.ITEM_SEQ]
+        return first if torch.equal(sequences, sequences[first[row_idx]]) else None
 
     @torch.no_grad()
     def full_sort_scores(self, queries) -> Tensor:

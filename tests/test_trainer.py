@@ -12,12 +12,12 @@ import pytest
 import scipy.sparse as sp
 import torch
 from torch import nn
-from toy_splits import average, make_run
+from toy_splits import SMALL, average, make_run
 
 from recbole_robust import UserError
 from recbole_robust.checkpoint import load_checkpoint, pack_all, save_atomically, unpack
 from recbole_robust.model import MF
-from recbole_robust.trainer import OptimizerPair
+from recbole_robust.trainer import OptimizerPair, RobustTrainerMixin
 
 
 def same(left, right) -> bool:
@@ -338,3 +338,31 @@ def test_the_checkpoint_of_a_pretraining_is_safe_and_starts_the_second_stage(toy
     second = make_run(toy_config("S3Rec", train_stage="finetune", pre_model_path=path, **keys))
     second.fit()
     assert second.test().keys() >= {"recall@10"}
+
+
+# --- sampled candidates -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["SASRec", "GRU4Rec", "BERT4Rec", "FPMC", "STAMP", "FEARec", "TransRec"])
+def test_a_sequence_is_encoded_once_for_all_its_candidates(model, toy_config, monkeypatch):
+    """The scores are those of RecBole's own path, which encodes it beside each of them."""
+    keys = {**SMALL, "n_layers": 2, "train_neg_sample_args": None} if model not in ("FPMC", "TransRec") else SMALL
+    sampled = {"split": {"LS": "valid_and_test"}, "order": "TO", "mode": "uni20", "group_by": "user"}
+    run = make_run(toy_config(model, eval_args=sampled, topk=[5], epochs=1, **keys))
+    run.fit(saved=False)
+    trainer = run.trainer
+    trainer.model.eval()
+    trainer.tot_item_num = run.splits.train.item_num
+    with torch.no_grad():
+        for batch in run.loaders[2]:
+            expected = super(RobustTrainerMixin, trainer)._neg_sample_batch_eval(batch)[1]
+            monkeypatch.setattr(trainer.model, "predict", None)  # not asked any more
+            torch.testing.assert_close(trainer._neg_sample_batch_eval(batch)[1], expected)
+            monkeypatch.undo()
+
+
+def test_a_user_with_several_sequences_is_scored_by_recbole(toy_config):
+    split = {"split": {"RS": [0.6, 0.2, 0.2]}, "order": "TO", "mode": "uni20", "group_by": "user"}
+    run = make_run(toy_config("SASRec", eval_args=split, topk=[5], epochs=0, train_neg_sample_args=None, **SMALL))
+    rows, row_of_candidate, *_ = next(iter(run.loaders[2]))
+    assert run.trainer._first_candidates(rows, row_of_candidate) is None
