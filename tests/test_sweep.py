@@ -465,17 +465,6 @@ def test_the_best_of_trials_that_were_stopped(content, tmp_path):
         assert book.best({})["values"] == {"learning_rate": best}
 
 
-def test_the_best_of_a_phased_training_keeps_its_phases(content, tmp_path):
-    """They are a share of the epochs, rounded down as in the training, and the best has fewer epochs."""
-    content["config"] |= {"atjt_schedule": "phased", "n_folds": 4}
-    content["objective"] = {"maximise": "clean.ndcg@5", "epoch": "best"}
-    book = TrialBook(read_sweep(content), 10, lambda: "", tmp_path, [])
-    scores = {epoch: {"score": 1.0 - abs(epoch - 8), "clean.ndcg@5": 0.1} for epoch in range(10)}
-    book.add({}, {"learning_rate": 1.0}, scores, None, 1.0)
-    keys = yaml.safe_load(book.close().best[0].read_text())
-    assert (keys["epochs"], keys["atjt_phase_epochs"], keys["eval_step"]) == (9, 2, 0)
-
-
 def test_a_sweep_has_a_page_with_pictures(content, tmp_path, capsys):
     """Made from trials.json alone, by ``report`` too."""
     content["space"] = {"learning_rate": {"loguniform": [1.0, 100.0]}, "embedding_size": {"choice": [8, 16]}}

@@ -177,6 +177,16 @@ def test_bad_sweeps_name_the_field(change: dict[str, Any], told: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+PHASED: dict[str, Any] = {
+    "model": "ATJT",
+    "config": {"base_model": "SASRec", "atjt_schedule": "phased", "protocol": "atjt", "eval_step": 0},
+    "attacks": [],
+    "target_sets": [{"n_targets": 1}],
+    "space": {"atjt_lambda": {"grid": [0.1, 1.0]}},
+    "objective": {"maximise": "clean.hit@5", "epoch": "best"},
+}
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -200,6 +210,7 @@ def test_bad_sweeps_name_the_field(change: dict[str, Any], told: str) -> None:
         ({"conditions": {"noise_ratio": [0.0, 2.0]}}, "noise_ratio: expected"),
         ({"objective": {"maximise": "clean.hit@50"}}, r"objective: expected a K of topk \[5\], got 'clean.hit@50'"),
         ({"scheduler": {"method": "asha", "grace": 99}}, "scheduler.grace: expected at most the 25 epochs, got 99"),
+        (PHASED, "objective.epoch: expected last, since atjt_schedule phased has its number of epochs, got best"),
     ],
 )
 def test_what_a_config_refuses_is_told_before_the_first_trial(

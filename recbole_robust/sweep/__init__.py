@@ -99,7 +99,7 @@ def _check_by_configs(sweep: Sweep, output_dir: str) -> tuple[int, Callable[[], 
 
     Raises:
         UserError: a key, or a value at the ends of a range, that a Config refuses; a key that makes a trial's data or
-            its measure another; a metric at a K that none measures.
+            its measure another; a metric at a K that none measures; an epoch to choose where there is none.
     """
     from recbole_robust.config import POISON_KEYS, TARGET_KEYS  # here, so that a sweep can be read without torch
     from recbole_robust.data.load import data_digest
@@ -130,6 +130,10 @@ def _check_by_configs(sweep: Sweep, output_dir: str) -> tuple[int, Callable[[], 
         config = trial_config(sweep, condition, values, output_dir, sweep.target_sets[0], attack)
         if sweep.attacks and not (config["attack"] or config["poison"]):
             raise UserError(f"attacks: expected an attack, got {attack!r}")
+        if sweep.objective.epoch == "best" and config["atjt_schedule"] == "phased":
+            raise UserError(
+                "objective.epoch: expected last, since atjt_schedule phased has its number of epochs, got best"
+            )
         epochs = max(epochs, config["epochs"])
     if sweep.scheduler == "asha" and sweep.grace > epochs:
         raise UserError(f"scheduler.grace: expected at most the {epochs} epochs, got {sweep.grace}")

@@ -149,7 +149,7 @@ class TrialBook:
         for condition in self.sweep.conditions:
             if (best := self.best(condition)) is not None:
                 path = self.folder / _best_name(condition, self.sweep.conditions)
-                write_text(path, _best_file(self.sweep, best, self.epochs))
+                write_text(path, _best_file(self.sweep, best))
                 files.append(path)
         report = write_page(self.folder)
         n_failed = sum(trial["status"] == "failed" for trial in self._trials.values())
@@ -166,7 +166,7 @@ def _best_name(condition: Values, conditions: list[Values]) -> str:
     return f"best-{','.join(f'{key}={value}' for key, value in condition.items())}.yaml".replace("/", "_")
 
 
-def _best_file(sweep: Sweep, best: Mapping[str, Any], epochs: int) -> str:
+def _best_file(sweep: Sweep, best: Mapping[str, Any]) -> str:
     """The best configuration as ``run`` takes it: on its own targets and seed, under the first attack of the sweep."""
     keys: Values = {"model": sweep.model, "dataset": sweep.dataset}
     keys = nested(
@@ -174,8 +174,6 @@ def _best_file(sweep: Sweep, best: Mapping[str, Any], epochs: int) -> str:
     )
     if sweep.objective.epoch == "best":
         keys["epochs"] = best["epoch"]
-        if keys.get("atjt_schedule") == "phased":  # its phases are a share of the epochs
-            keys.setdefault("atjt_phase_epochs", max(1, epochs // keys.get("n_folds", 2)))
     keys["eval_step"] = 0  # no validation chooses another epoch
     bounds = " The bounds hold." if sweep.objective.excess(best["metrics"]) <= 0 else " NO TRIAL KEEPS THE BOUNDS."
     told = ", ".join(f"{name} {shown(best['metrics'][name])}" for name in sweep.objective.metrics)
