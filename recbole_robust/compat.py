@@ -34,6 +34,7 @@ def apply() -> None:
     fix_agg_len()
     fix_dok_update()
     fix_collector()
+    fix_preload_weight()
     fix_download()
     quiet_pandas()
     quiet_grad_scaler()
@@ -251,6 +252,24 @@ def fix_collector() -> None:
         probe.get_data_struct()
     except AttributeError:
         Collector.get_data_struct = CpuSafeCollector.get_data_struct
+
+
+def fix_preload_weight() -> None:
+    """Let preloaded vectors have the type of a model's weights.
+
+    Cause: the matrices of ``preload_weight`` are float64 (data/dataset/dataset.py:614,618), and KSR multiplies one with
+    its weights (sequential_recommender/ksr.py:92). Symptom: ``expected m1 and m2 to have the same dtype``.
+    """
+    preload = Dataset._preload_weight_matrix
+    if hasattr(preload, "__wrapped__"):
+        return
+
+    @functools.wraps(preload)
+    def preload_float32(self: Any) -> None:
+        preload(self)
+        self._preloaded_weight = {field: matrix.astype(np.float32) for field, matrix in self._preloaded_weight.items()}
+
+    Dataset._preload_weight_matrix = preload_float32
 
 
 def fix_download() -> None:

@@ -4,7 +4,7 @@ The data are a slice of the ml-100k inside the recbole wheel: 200 users, 300 ite
 attributes, and random vectors in place of the knowledge-graph embeddings that GRU4RecKG and KSR start from.
 """
 
-import importlib
+import importlib.util
 import inspect
 import math
 import multiprocessing
@@ -173,4 +173,5 @@ def test_all_models_of_recbole_train(tmp_path, record_property, capsys):
         print(f"\n{ran} of {len(models)} models train")  # noqa: T201
         for model, (_, losses, seconds) in results.items():
             print(f"{model:12s} {seconds:6.1f} s  {np.round(losses, 4)}  {failures.get(model, '')}")  # noqa: T201
-    assert ran >= 75, failures
+    missing = {"NCL"} if importlib.util.find_spec("faiss") is None else set()
+    assert set(failures) <= missing, failures

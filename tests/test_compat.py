@@ -51,7 +51,7 @@ def undo(monkeypatch):
     for module in (dataset_module, sequential_dataset, kg_dataset):
         monkeypatch.setattr(module, "len", getattr(module, "len", len), raising=False)
     monkeypatch.setattr(dataset_module, "pd", dataset_module.pd)
-    for name in ("_fill_nan", "_download"):
+    for name in ("_fill_nan", "_download", "_preload_weight_matrix"):
         monkeypatch.setattr(Dataset, name, getattr(Dataset, name))
     monkeypatch.setattr(Collector, "get_data_struct", Collector.get_data_struct)
     return monkeypatch
@@ -368,6 +368,17 @@ def test_collector_is_fixed_where_it_breaks(undo):
         filled_collector().get_data_struct()
     compat.fix_collector()
     assert filled_collector().get_data_struct().get("data.num_items") == 7
+
+
+def test_preloaded_vectors_are_of_the_weights_type(toy, undo):
+    """Without the fix they are float64."""
+    wanted = {"preload_weight": {"item_id": "score"}}
+    for fixed, dtype in ((True, np.float32), (False, np.float64)):
+        if not fixed:
+            undo.setattr(Dataset, "_preload_weight_matrix", inspect.unwrap(Dataset._preload_weight_matrix))
+        assert toy(**wanted).get_preload_weight("item_id").dtype == dtype
+    compat.fix_preload_weight()
+    assert toy(**wanted).get_preload_weight("item_id").dtype == np.float32
 
 
 def test_automatic_download_ends_well_in_one_process(toy, undo, tmp_path):
