@@ -372,13 +372,13 @@ def test_collector_is_fixed_where_it_breaks(undo):
 
 def test_preloaded_vectors_are_of_the_weights_type(toy, undo):
     """Without the fix they are float64."""
-    wanted = {"preload_weight": {"item_id": "score"}}
+    wanted = {"preload_weight": {"job": "age"}}
     for fixed, dtype in ((True, np.float32), (False, np.float64)):
         if not fixed:
             undo.setattr(Dataset, "_preload_weight_matrix", inspect.unwrap(Dataset._preload_weight_matrix))
-        assert toy(**wanted).get_preload_weight("item_id").dtype == dtype
+        assert toy(**wanted).get_preload_weight("job").dtype == dtype
     compat.fix_preload_weight()
-    assert toy(**wanted).get_preload_weight("item_id").dtype == np.float32
+    assert toy(**wanted).get_preload_weight("job").dtype == np.float32
 
 
 def test_automatic_download_ends_well_in_one_process(toy, undo, tmp_path):
