@@ -1,14 +1,15 @@
 """Cells that other grids have run: their results, taken for those of this grid that are equal.
 
-Equal are cells of one command line (the keys that the grids set, less where they run) and one resolved configuration. A
-key that the older result does not know is new since: what changes old numbers is in the changelog. That the data are
-those of today is what an audit checks, by the hash of the split.
+Equal are cells of one command line (the keys that the grids set in whatever order, less where they run) and one
+resolved configuration. A key that the older result does not know is new since: what changes old numbers is in the
+changelog. That the data are those of today is what an audit checks, by the hash of the split.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,26 +27,31 @@ def equal_results(cells: Collection[Cell], folder: str | Path) -> Iterator[tuple
     Raises:
         UserError: there is no such folder.
     """
-    by_command = _by_command(Path(folder), {cell.command() for cell in cells})
+    by_command = _by_command(Path(folder), {_words(cell.command()) for cell in cells})
     for cell in cells:
-        for result in by_command.get(cell.command(), ()):
+        for result in by_command.get(_words(cell.command()), ()):
             if _is_of(result, cell):
                 yield cell, result
                 break
 
 
-def _by_command(folder: Path, wanted: set[str]) -> dict[str, list[dict[str, Any]]]:
+def _words(command: str) -> frozenset[str]:
+    return frozenset(shlex.split(command))
+
+
+def _by_command(folder: Path, wanted: set[frozenset[str]]) -> dict[frozenset[str], list[dict[str, Any]]]:
     if not folder.is_dir():
         raise UserError(f"reuse: expected a folder with results, got {str(folder)!r}")
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[frozenset[str], list[dict[str, Any]]] = {}
     for path in sorted(folder.rglob("*.json")):
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
+            words = _words(result["command"]) if _is_whole(result) else None
         except (OSError, ValueError, RecursionError):
             logger.warning("reuse: %s cannot be read", path)
             continue
-        if _is_whole(result) and result["command"] in wanted:
-            found.setdefault(result["command"], []).append(result)
+        if words in wanted:
+            found.setdefault(words, []).append(result)
     return found
 
 

@@ -138,3 +138,14 @@ def test_no_folder_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^reuse: expected a folder with results, got '.*nowhere'$"):
         run(FIRST, tmp_path, reuse=tmp_path / "nowhere")
     assert not (tmp_path / "first").exists()
+
+
+def test_the_order_of_the_keys_does_not_matter(ran, tmp_path):
+    """A key of the second grid's data set is one of the first's ``config``, and so stands elsewhere in the command."""
+    first = {**FIRST, "config": {"protocol": "apt", "learning_rate": 2.0, "embedding_size": 8}}
+    second = {**first, "name": "second", "config": {"embedding_size": 8, "protocol": "apt"},
+              "datasets": [{"dataset": "ml-100k", "learning_rate": 2.0}]}  # fmt: skip
+    run(first, tmp_path)
+    n_run = len(ran)
+    found = run(second, tmp_path, reuse=tmp_path)
+    assert (found.n_reused, found.n_run, len(ran)) == (n_run, 0, n_run)
