@@ -182,7 +182,7 @@ CHECKS: dict[str, Check] = {
     "recogniser_lr": number(0, open_low=True),
     "recogniser_weight_decay": number(0),
     "recogniser_pretrain_steps": whole(0),
-    "weight_temperature": number(0, open_low=True),
+    "weight_temperature": either(number(0, open_low=True), one_of("estimated")),
     "weight_floor": number(0, 1),
     "weight_noise_share": either(number(0, 1), one_of("estimated")),
     "negative_weight": number(0),

@@ -26,6 +26,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "ATJT": ("ATJT", ATJT),
     "ATJT, GRU": ("ATJT", {**ATJT, "recogniser": "gru"}),
     "ATJT, corrected": ("ATJT", {**ATJT, "preset": "corrected"}),
+    "ATJT, calibrated": ("ATJT", {**ATJT, "weight_temperature": "estimated", "weight_noise_share": "estimated"}),
     "ATJT, phased": ("ATJT", {**ATJT, "atjt_schedule": "phased"}),
     "ATJT, oracle": ("ATJT", {**ATJT, "atjt_weights": "oracle", "noise_ratio": 0.5}),
     "ATJT around DIN": ("ATJT", {**SMALL, **FAMILIES["DIN"], **RECOGNISER, "base_model": "DIN", "eval_step": 3}),

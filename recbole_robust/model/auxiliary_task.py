@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from recbole_robust.model.recogniser import build_recogniser
 from recbole_robust.model.sequence_noise import SequenceCorruptor
 from recbole_robust.model.sequence_weights import (
+    calibration,
     folds_of,
     group_means,
     most_noise,
@@ -167,6 +168,7 @@ class AuxiliaryTask(nn.Module):
 
     item_means: Tensor
     noise_shares: Tensor
+    calibrations: Tensor
 
     def __init__(self, config: Any, n_items: int, items: Tensor, categories: Tensor | None = None) -> None:
         super().__init__()
@@ -174,7 +176,9 @@ class AuxiliaryTask(nn.Module):
         self.pretrain_steps = config["recogniser_pretrain_steps"]
         self.n_folds, self.seed = config["n_folds"], config["seed"]
         share, ratio = config["weight_noise_share"], config["noisy_seq_ratio"]
-        self.weighing = (config["weight_temperature"], config["weight_floor"])
+        self.calibrates, self.floor = config["weight_temperature"] == "estimated", config["weight_floor"]
+        self.temperature = 1.0 if self.calibrates else config["weight_temperature"]
+        self.register_buffer("calibrations", torch.tensor([[1.0, 0.0]] * self.n_folds), persistent=self.calibrates)
         self.corrects, self.estimates = share is not None, share == "estimated"
         shares = torch.full((self.n_folds,), 0.0 if self.estimates or share is None else share)
         self.register_buffer("noise_shares", shares, persistent=self.estimates)
@@ -226,8 +230,11 @@ class AuxiliaryTask(nn.Module):
             if len(mine):
                 part = batch.take(mine)
                 logits = recogniser(part.histories, part.lengths, part.targets)
+                if self.calibrates:
+                    scale, shift = self.calibrations[fold]
+                    logits = scale * logits + shift
                 least = odds_of_noise(self.noise_shares[fold], self.corruptor.ratio) if self.corrects else None
-                found = found.index_put((mine,), sequence_weights(logits, *self.weighing, least))
+                found = found.index_put((mine,), sequence_weights(logits, self.temperature, self.floor, least))
         return found
 
     def parameter_group(self) -> dict[str, Any]:
@@ -259,10 +266,11 @@ class AuxiliaryTask(nn.Module):
     def look_around(self, sequences: Sequences, generator: torch.Generator) -> None:
         """Note what the options ask for of all training sequences, as the recognisers see them now.
 
-        How much noise each fold can hold (``weight_noise_share: estimated``), by so many of its sequences as they are
-        and made noisy; and what the targets' sequences weigh on average (``weight_normalize: item``).
+        Of each fold, by so many of its sequences as they are and made noisy, how much noise it can hold
+        (``weight_noise_share: estimated``) and what its recogniser's logits are worth (``weight_temperature:
+        estimated``); and what the targets' sequences weigh on average (``weight_normalize: item``).
         """
-        if self.estimates:
+        if self.estimates or self.calibrates:
             folds, device = self.folds(sequences.users), self.item_means.device
             noisy = replace(self.corruptor, ratio=1.0)
             for fold, recogniser in enumerate(self.recognisers):
@@ -274,7 +282,10 @@ class AuxiliaryTask(nn.Module):
                 made = noisy(part.histories, part.lengths, part.targets, generator=generator)
                 logits = [recogniser(*(one.to(device) for one in (histories, part.lengths, targets)))
                           for histories, targets in ((part.histories, part.targets), made[:2])]  # fmt: skip
-                self.noise_shares[fold] = most_noise(*logits)
+                if self.estimates:
+                    self.noise_shares[fold] = most_noise(*logits)
+                if self.calibrates:
+                    self.calibrations[fold] = torch.tensor(calibration(logits[0], logits[1], self.corruptor.ratio))
         if self.balance == "item":
             weights = self.weights_of_all(sequences)
             means = group_means(weights, sequences.targets.cpu(), len(self.item_means))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 # The constants of splitmix64, as signed 64-bit integers.
@@ -49,6 +52,25 @@ def most_noise(of_log: Tensor, of_noise: Tensor) -> float:
     thresholds = torch.quantile(of_noise.double(), parts)
     below = (of_log.double()[:, None] < thresholds).double().mean(dim=0)
     return float((below / parts).min().clamp(max=1))
+
+
+def calibration(of_log: Tensor, of_noise: Tensor, noisy_seq_ratio: float) -> tuple[float, float]:
+    """Scale and shift of a recogniser's logits: ``scale * logit + shift`` is as sure as it is right.
+
+    It has learned its own sequences by heart, and is too sure of others. Logistic regression on logits of others, as
+    they are in the log and made noisy, says what they are worth (Platt 1999; Guo et al., ICML 2017); the shift makes
+    them the log of the odds where a share ``noisy_seq_ratio`` is made noisy, as in its learning. One that knows nothing
+    has scale 0: then all weigh the same.
+
+    Shape: two of ``(n,)`` -> two scalars.
+    """
+    logits = torch.cat([of_log, of_noise]).double().cpu().numpy()[:, None]
+    fitted = LogisticRegression(C=1e6).fit(logits, [1] * len(of_log) + [0] * len(of_noise))
+    scale, shift = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
+    if scale <= 0:
+        scale, shift = 0.0, math.log(len(of_log) / len(of_noise))
+    prior = math.log((1 - noisy_seq_ratio) / noisy_seq_ratio) - math.log(len(of_log) / len(of_noise))
+    return scale, shift + prior
 
 
 def weighted_mean(losses: Tensor, weights: Tensor, normalize: bool = True) -> Tensor:

@@ -343,6 +343,26 @@ def test_the_share_of_noise_is_estimated_as_an_epoch_begins(config_of):
     assert_close(task.noise_shares, again)
 
 
+def test_the_logits_are_calibrated_on_users_that_the_recogniser_has_not_learned_from(config_of):
+    """A recogniser that is made ten times as sure weighs as before, and is kept with its calibration."""
+    keys = {"weight_temperature": "estimated", "weight_noise_share": 0.2}
+    run = make_run(config_of("SASRec", **keys, recogniser_pretrain_steps=50))
+    model = run.trainer.model
+    task = model.auxiliary
+    state = torch.get_rng_state()
+    model.on_epoch_start(0)
+    assert torch.equal(torch.get_rng_state(), state) and "auxiliary.calibrations" in model.state_dict()
+    weights, scales = model.instance_weights(), task.calibrations[:, 0].clone()
+    assert (scales > 0).all() and scales[0] != scales[1] and weights.std() > 0
+    with torch.no_grad():
+        for recogniser in task.recognisers:
+            recogniser.head[-1].weight.mul_(10.0)
+            recogniser.head[-1].bias.mul_(10.0)
+    task.look_around(model.training_sequences, model.joint.generator("epoch 0, shares"))
+    assert_close(task.calibrations[:, 0], scales / 10, rtol=0.01, atol=0)
+    assert_close(model.instance_weights(), weights, rtol=0, atol=0.005)
+
+
 def test_the_preset_weighs_an_items_sequences_beside_each_other(config_of):
     """What each item's sequences weigh together is how many they are, whatever the recogniser thinks of the item."""
     config = config_of("SASRec", preset="corrected", epochs=2, recogniser_pretrain_steps=50)
@@ -536,6 +556,8 @@ def test_a_second_weigher_is_refused(config_of):
         ({"recogniser_lr": 0}, "recogniser_lr: expected a number in"),
         ({"negative_weight": -1}, "negative_weight: expected a number in"),
         ({"weight_floor": -1}, "weight_floor: expected a number in"),
+        ({"weight_temperature": 0}, "weight_temperature: expected a number"),
+        ({"weight_temperature": "cold"}, "weight_temperature: expected a number .* or one of estimated"),
         ({"weight_noise_share": 1.5}, "weight_noise_share: expected a number in"),
         ({"weight_noise_share": "guessed"}, "weight_noise_share: expected a number in .* or one of estimated"),
         ({"export_weights": "weights.txt"}, "export_weights: expected a file that ends in .csv or .parquet"),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
 from recbole_robust.model.sequence_weights import (
+    calibration,
     effective_size,
     folds_of,
     group_means,
@@ -76,6 +79,26 @@ def test_the_most_noise_that_a_log_can_hold(share):
     log = torch.where(torch.arange(n) < share * n, other, clean)
     assert most_noise(log, noise) == pytest.approx(share, abs=0.03)
     assert most_noise(log + 100, noise) == 0.0 and most_noise(log - 100, noise) == 1.0
+
+
+@pytest.mark.parametrize("sureness", [0.5, 1.0, 5.0])
+def test_calibrated_logits_are_the_odds_whatever_their_scale(sureness):
+    """Of two normal distributions, whose odds are known; the classes need not be of one size."""
+    generator = torch.Generator().manual_seed(3)
+    log, noise = torch.randn(40000, generator=generator) + 0.5, torch.randn(20000, generator=generator) - 0.5
+    scale, shift = calibration(sureness * log + 2, sureness * noise + 2, 0.25)  # the log of the odds: x + log 3
+    assert scale * sureness == pytest.approx(1, abs=0.05)
+    assert 2 * scale + shift == pytest.approx(math.log(3), abs=0.05)
+
+
+def test_a_recogniser_that_knows_nothing_weighs_all_the_same():
+    generator = torch.Generator().manual_seed(3)
+    log, noise = (10 * torch.randn(20000, generator=generator) for _ in range(2))
+    for of_log in (log, log - 3):  # no better than chance, and worse
+        scale, shift = calibration(of_log, noise, 0.25)
+        assert 0 <= scale < 0.002
+        assert effective_size(sequence_weights(scale * log + shift, least_odds=3 * 0.5)) > 0.999
+        assert effective_size(sequence_weights(log, least_odds=3 * 0.5)) < 0.6
 
 
 def test_odds_below_those_of_noise_have_no_weight_and_a_finite_derivative():
