@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 # The constants of splitmix64, as signed 64-bit integers.
@@ -64,13 +63,14 @@ def calibration(of_log: Tensor, of_noise: Tensor, noisy_seq_ratio: float) -> tup
 
     Shape: two of ``(n,)`` -> two scalars.
     """
+    from sklearn.linear_model import LogisticRegression  # here, for the few that ask for it
+
     logits = torch.cat([of_log, of_noise]).double().cpu().numpy()[:, None]
-    fitted = LogisticRegression(C=1e6).fit(logits, [1] * len(of_log) + [0] * len(of_noise))
+    regression = LogisticRegression(C=1e6, class_weight="balanced")  # so the prior is the ratio's alone
+    fitted = regression.fit(logits, [1] * len(of_log) + [0] * len(of_noise))
     scale, shift = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
-    if scale <= 0:
-        scale, shift = 0.0, math.log(len(of_log) / len(of_noise))
-    prior = math.log((1 - noisy_seq_ratio) / noisy_seq_ratio) - math.log(len(of_log) / len(of_noise))
-    return scale, shift + prior
+    prior = math.log((1 - noisy_seq_ratio) / noisy_seq_ratio)
+    return (scale, shift + prior) if scale > 0 else (0.0, prior)
 
 
 def weighted_mean(losses: Tensor, weights: Tensor, normalize: bool = True) -> Tensor:
