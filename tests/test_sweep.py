@@ -28,6 +28,7 @@ from recbole_robust.randomness import global_state
 from recbole_robust.sweep import run_sweep
 from recbole_robust.sweep.book import TrialBook, earlier_trials
 from recbole_robust.sweep.file import WORST, load_sweep, read_sweep
+from recbole_robust.sweep.search import _tpe
 from recbole_robust.sweep.trial import Training, combined, run_trial, trial_config
 from recbole_robust.types import UserError
 
@@ -283,7 +284,7 @@ def test_tpe_is_told_of_a_stopped_trial_that_it_was_pruned(content):
     optuna = pytest.importorskip("optuna")
     content["space"] = {"learning_rate": {"loguniform": [1.0, 30.0]}}
     content["search"] = {"method": "tpe", "trials": 5}
-    searcher = sweeping._tpe(read_sweep(content), [], 3)
+    searcher = _tpe(read_sweep(content), [], 3)
     for name, ends in (("whole", 3), ("stopped", 1), ("failed", 0)):
         searcher.suggest(name)
         for epoch in range(ends):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import json
 import math
@@ -162,8 +163,8 @@ def _by_key(trials: Sequence[Trial], best: Trial, space: Mapping[str, Any], goal
     """One row a value (or bin of values) of each key, one panel a metric: a dot a trial."""
     rows: dict[str, list[Trial]] = {}
     for key, (kind, entries) in space.items():
-        for label, inside in _values(kind, entries, [trial["values"][key] for trial in trials]):
-            rows[f"{key.rpartition('.')[2]} {label}"] = [one for one in trials if inside(one["values"][key])]
+        for label, some in _by_value(key, kind, entries, trials).items():
+            rows[f"{key.rpartition('.')[2]} {label}"] = some
     panels = []
     for name in told_metrics(trials, goal)[:3]:
         dots = {row: [Dot(_series(one, best), one["metrics"][name]) for one in sorted(some, key=lambda t: t is best)
@@ -176,21 +177,17 @@ def _by_key(trials: Sequence[Trial], best: Trial, space: Mapping[str, Any], goal
     return dot_rows("What each value of each key leads to", list(rows), panels)
 
 
-def _values(kind: str, entries: Sequence[Any], tried: Sequence[Any]) -> list[tuple[str, Any]]:
-    """The rows of a key: a label, and whether a value is in it."""
+def _by_value(key: str, kind: str, entries: Sequence[Any], trials: Sequence[Trial]) -> dict[str, list[Trial]]:
+    """The trials by the value of a key, or by the bin of its range that has the value; empty bins are left out."""
     if kind in ("grid", "choice"):
-        return [(shown(entry), lambda value, entry=entry: value == entry) for entry in entries]
+        return {shown(entry): [one for one in trials if one["values"][key] == entry] for entry in entries}
     low, high = entries
-    ends = [low + (high - low) * i / N_BINS for i in range(N_BINS + 1)]
     if kind.startswith("log"):
         ends = [math.exp(math.log(low) + math.log(high / low) * i / N_BINS) for i in range(N_BINS + 1)]
-    bins = []
-    for i, (start, end) in enumerate(itertools.pairwise(ends)):
-        last = i == N_BINS - 1
-
-        def inside(value: float, start: float = start, end: float = end, last: bool = last) -> bool:
-            return start <= value < end or (last and value >= end)
-
-        if any(inside(value) for value in tried):
-            bins.append((f"{start:.2g} to {end:.2g}", inside))
-    return bins
+    else:
+        ends = [low + (high - low) * i / N_BINS for i in range(N_BINS + 1)]
+    bins: list[list[Trial]] = [[] for _ in range(N_BINS)]
+    for one in trials:
+        bins[bisect.bisect(ends[1:-1], one["values"][key])].append(one)
+    names = (f"{start:.2g} to {end:.2g}" for start, end in itertools.pairwise(ends))
+    return {name: some for name, some in zip(names, bins, strict=True) if some}
