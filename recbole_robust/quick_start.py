@@ -281,13 +281,15 @@ def run_recbole_robust(
         command: the command line to record; None makes one from the arguments.
 
     Returns:
-        The content of result.json (DESIGN: Run), with its ``path``. An equal run's file is reused (``force: true``).
+        The content of result.json (DESIGN: Run), with its ``path``. An equal run's file is reused, unless
+        ``force`` is set or the weights that it exported have gone.
     """
     started = time.perf_counter()
     command_line = command_line if isinstance(command_line, Mapping) else list(command_line)
     config = Config(model, dataset, config_file_list, config_dict, command_line)
     path = Path(config["output_dir"]) / results.run_key(config, data_digest(config)) / "result.json"
-    if path.is_file() and not config["force"]:
+    exported = config["export_weights"] is None or os.path.isfile(config["export_weights"])
+    if path.is_file() and exported and not config["force"]:
         return {**results.read(path), "path": str(path)}
     log = Path(config["output_dir"]) / "log" / f"{path.parent.name}.log"
     with results.log_to(log), blaming(config.unchecked_keys):

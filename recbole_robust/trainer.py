@@ -88,6 +88,8 @@ class RobustTrainerMixin(_Base):
         _make_folder("checkpoint_dir", config["checkpoint_dir"])  # RecBole's own way fails where two processes do it
         with _tensorboard_in(config["output_dir"], config["log_tensorboard"], self._run_name(config)):
             super().__init__(config, model)
+        if self.clip_grad_norm and hasattr(model, "parameter_groups"):
+            self._clip_each_group(self.clip_grad_norm)
         self.saved_model_file = os.path.join(self.checkpoint_dir, f"{self._run_name(config)}.pth")
 
     def _run_name(self, config) -> str:
@@ -124,6 +126,16 @@ class RobustTrainerMixin(_Base):
             weight_decay=self.weight_decay,
             initial_accumulator_value=start,
         )
+
+    def _clip_each_group(self, limits: dict[str, float]) -> None:
+        """``clip_grad_norm`` of each group of parameters alone: what one learns from must not slow another."""
+
+        def clip(optimizer, args, kwargs):
+            for group in optimizer.param_groups:
+                nn.utils.clip_grad_norm_(group["params"], **limits)
+
+        self.clip_grad_norm = None  # RecBole's own, of all parameters
+        self.optimizer.register_step_pre_hook(clip)
 
     # --- training -------------------------------------------------------------------------------------------------
 

@@ -42,6 +42,16 @@ def test_weights_are_written_with_what_is_known_of_the_noise(run, tmp_path, suff
     assert "recognition AUC -, mean weight" in render(stored)
 
 
+def test_weights_that_have_gone_are_written_again(run, tmp_path):
+    path = tmp_path / "weights.csv"
+    result = run("ATJT", **ATJT, **NOISE, export_weights=str(path))
+    written = path.read_bytes()
+    assert run("ATJT", **ATJT, **NOISE, export_weights=str(path))["seconds"] == result["seconds"]
+    path.unlink()
+    run("ATJT", **ATJT, **NOISE, export_weights=str(path))
+    assert path.read_bytes() == written
+
+
 def test_positions_are_places_in_the_log(toy_config):
     """The item at a position of the exported table is the one that the user's log has there."""
     train = split(toy_config("SASRec", **SMALL, train_neg_sample_args=None)).train

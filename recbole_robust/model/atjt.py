@@ -121,9 +121,11 @@ def atjt(base: Any) -> type:
             loss_d = joint.lambda_ * auxiliary.loss(batch, generator, joint.phase)
             if joint.phase is not None:  # the base model learns from one fold only
                 mine = (auxiliary.folds(batch.users) == joint.phase).nonzero().squeeze(1)
-                if not len(mine):  # zeros that know of all parameters, since L_D may have none to learn from either
-                    nothing = 0.0 * sum(parameter.sum() for parameter in self.parameters())
-                    return (*[nothing] * (len(self.loss_terms) - 1), loss_d + nothing)
+                if not len(mine):
+                    nothing = torch.zeros_like(loss_d)
+                    if not loss_d.requires_grad:  # one row: a step needs some gradient, if only of zeros
+                        loss_d = loss_d + 0.0 * sum(parameter.sum() for parameter in self.parameters())
+                    return (*[nothing] * (len(self.loss_terms) - 1), loss_d)
                 interaction, batch = interaction[joint.rows_of(mine, len(batch.users))], batch.take(mine)
             weights = None
             if joint.epoch >= joint.warmup:

@@ -27,6 +27,7 @@ from recbole_robust.model.sequence_weights import (
     sequence_weights,
 )
 from recbole_robust.randomness import global_state_kept, stage_rng
+from recbole_robust.types import UserError
 
 CHUNK = 8192  # sequences that are weighed at once
 LEAST_ITEM_MEAN = 0.02  # of the mean of all: where an item's sequences all seem noisy, no luck makes one count for many
@@ -232,7 +233,7 @@ class AuxiliaryTask(nn.Module):
                 logits = recogniser(part.histories, part.lengths, part.targets)
                 if self.calibrates:
                     scale, shift = self.calibrations[fold]
-                    logits = scale * logits + shift
+                    logits = scale * logits.float() + shift
                 least = odds_of_noise(self.noise_shares[fold], self.corruptor.ratio) if self.corrects else None
                 found = found.index_put((mine,), sequence_weights(logits, self.temperature, self.floor, least))
         return found
@@ -254,6 +255,11 @@ class AuxiliaryTask(nn.Module):
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+        if not all(torch.isfinite(parameter).all() for parameter in self.parameters()):
+            raise UserError(
+                f"recogniser_lr: expected a rate that {self.pretrain_steps} steps of pre-training stand, got "
+                f"{self.learning['lr']} (nan or inf in a recogniser)"
+            )
 
     @torch.no_grad()
     def weights_of_all(self, sequences: Sequences) -> Tensor:
@@ -264,32 +270,54 @@ class AuxiliaryTask(nn.Module):
 
     @torch.no_grad()
     def look_around(self, sequences: Sequences, generator: torch.Generator) -> None:
-        """Note what the options ask for of all training sequences, as the recognisers see them now.
+        """Note what the options ask for of all training sequences, as the recognisers see them when an epoch begins.
 
-        Of each fold, by so many of its sequences as they are and made noisy, how much noise it can hold
-        (``weight_noise_share: estimated``) and what its recogniser's logits are worth (``weight_temperature:
-        estimated``); and what the targets' sequences weigh on average (``weight_normalize: item``).
+        How much noise there can be, what the recognisers' logits are worth, and (``weight_normalize: item``) what the
+        sequences of each target weigh on average.
         """
         if self.estimates or self.calibrates:
-            folds, device = self.folds(sequences.users), self.item_means.device
-            noisy = replace(self.corruptor, ratio=1.0)
-            for fold, recogniser in enumerate(self.recognisers):
-                mine = (folds == fold).nonzero().squeeze(1)
-                picked = mine[torch.randperm(len(mine), generator=generator)[:CHUNK]]
-                if not len(picked):
-                    continue
-                part = sequences.take(picked)
-                made = noisy(part.histories, part.lengths, part.targets, generator=generator)
-                logits = [recogniser(*(one.to(device) for one in (histories, part.lengths, targets)))
-                          for histories, targets in ((part.histories, part.targets), made[:2])]  # fmt: skip
-                if self.estimates:
-                    self.noise_shares[fold] = most_noise(*logits)
-                if self.calibrates:
-                    self.calibrations[fold] = torch.tensor(calibration(logits[0], logits[1], self.corruptor.ratio))
+            self._look_for_noise(sequences, generator)
         if self.balance == "item":
             weights = self.weights_of_all(sequences)
             means = group_means(weights, sequences.targets.cpu(), len(self.item_means))
             self.item_means.copy_(means.clamp(min=LEAST_ITEM_MEAN * float(weights.mean())))
+
+    def _look_for_noise(self, sequences: Sequences, generator: torch.Generator) -> None:
+        """``weight_temperature: estimated`` and ``weight_noise_share: estimated``.
+
+        By some sequences of each fold, which its recogniser does not learn from by L_D: as they are and made noisy.
+        Logits that are calibrated are on one scale, so then all folds that can tell noise from the log tell how much of
+        it there is together; where none can, all sequences weigh 1.
+        """
+        folds, found = self.folds(sequences.users), {}
+        for fold in range(self.n_folds):
+            mine = (folds == fold).nonzero().squeeze(1)
+            picked = mine[torch.randperm(len(mine), generator=generator)[:CHUNK]]
+            if not len(picked):
+                continue
+            logits = self._logits_of_log_and_noise(fold, sequences.take(picked), generator)
+            if self.calibrates:
+                scale, shift = calibration(*logits, self.corruptor.ratio)
+                self.calibrations[fold] = torch.tensor([scale, shift])
+                logits = scale * logits + shift
+            found[fold] = logits
+        if self.estimates and self.calibrates:
+            can_tell = [logits for fold, logits in found.items() if self.calibrations[fold, 0] > 0]
+            self.noise_shares.fill_(most_noise(*torch.cat(can_tell, dim=1)) if can_tell else 0.0)
+        elif self.estimates:
+            for fold, logits in found.items():
+                self.noise_shares[fold] = most_noise(*logits)
+
+    def _logits_of_log_and_noise(self, fold: int, part: Sequences, generator: torch.Generator) -> Tensor:
+        """What the recogniser of a fold says of sequences as they are, and made noisy. Shape: ``(2, B)``."""
+        device = self.item_means.device
+        noisy = replace(self.corruptor, ratio=1.0)(part.histories, part.lengths, part.targets, generator=generator)
+        both = ((part.histories, part.targets), (noisy.sequences, noisy.targets))
+        logits = [
+            self.recognisers[fold](histories.to(device), part.lengths.to(device), targets.to(device))
+            for histories, targets in both
+        ]
+        return torch.stack(logits).float()
 
     def balanced(self, weights: Tensor, batch: Sequences) -> Tensor:
         """The weights as they enter a batch's loss. Shape: ``(B,)`` -> ``(B,)``."""

@@ -1,4 +1,4 @@
-"""From what a recogniser says of sequences to the weights of their losses; and who weighs whom. Plain torch."""
+"""From what a recogniser says of sequences to the weights of their losses; and who weighs whom. Without RecBole."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from torch import Tensor
 
 # The constants of splitmix64, as signed 64-bit integers.
 _STEP, _MIX_1, _MIX_2 = -7046029254386353131, -4658895280553007687, -7723592293110705685
+
+MOST_NOISE = 0.95  # of a log that is still worth learning from
 
 
 def sequence_weights(
@@ -43,14 +45,15 @@ def most_noise(of_log: Tensor, of_noise: Tensor) -> float:
 
     Were a share ``rho`` of the log like the noisy ones, below any threshold at least ``rho`` times their part of them
     would be in the log: ``rho <= P(log below) / P(noisy below)`` (Blanchard, Lee and Scott, JMLR 2010). The least of
-    these ratios counts, at thresholds with 5 to 50 % of the noisy ones below.
+    these ratios counts, at thresholds with 5 to 50 % of the noisy ones below, and at most :data:`MOST_NOISE`: where
+    nothing tells one from the other all is left a small weight, the same for all, instead of none.
 
     Shape: two of ``(n,)`` -> scalar.
     """
     parts = torch.arange(1, 11, device=of_noise.device, dtype=torch.double) / 20
     thresholds = torch.quantile(of_noise.double(), parts)
     below = (of_log.double()[:, None] < thresholds).double().mean(dim=0)
-    return float((below / parts).min().clamp(max=1))
+    return float((below / parts).min().clamp(max=MOST_NOISE))
 
 
 def calibration(of_log: Tensor, of_noise: Tensor, noisy_seq_ratio: float) -> tuple[float, float]:

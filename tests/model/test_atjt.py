@@ -23,9 +23,10 @@ from recbole_robust.quick_start import run_recbole_robust
 from recbole_robust.registry import recbole_models
 from recbole_robust.types import SAMPLE_WEIGHT
 
-SEQUENTIAL = Path(recbole.__file__).parent / "model" / "sequential_recommender"
+MODELS = Path(recbole.__file__).parent / "model"
 FEATURES = {"load_col": {"inter": ["user_id", "item_id", "timestamp"], "user": ["user_id", "age", "gender"],
                          "item": ["item_id", "year", "class"]}}  # fmt: skip
+CONTEXT = {"DCN", "WideDeep"}  # of those below
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "dropout_prob": 0.0}
 BASES = {
     "SASRec": {},
@@ -33,6 +34,7 @@ BASES = {
     "DIN": FEATURES,
     "DCN": {"cross_layer_num": 2, "train_neg_sample_args": {"distribution": "uniform", "sample_num": 2}},
 }
+MORE = {"FEARec": {"n_layers": 2}, "WideDeep": {}}  # in some tests only
 RECOGNISER = {"recogniser_dim": 4, "recogniser_pretrain_steps": 0}
 BATCHES = {"train_batch_size": 600, "eval_batch_size": 100000, "save_checkpoint": False}
 
@@ -42,9 +44,9 @@ def config_of(toy_config):
     """``config_of(base, key=value, ...)``: ATJT around a base; ``plain=True``: the base itself, as in its baseline."""
 
     def make(base: str, plain: bool = False, **keys):
-        keys = {**SMALL, **BATCHES, **BASES.get(base, {}), **keys}
+        keys = {**SMALL, **BATCHES, **{**BASES, **MORE}.get(base, {}), **keys}
         if plain:
-            return toy_config("SeqDCN" if base == "DCN" else base, **keys)
+            return toy_config(f"Seq{base}" if base in CONTEXT else base, **keys)
         return toy_config("ATJT", base_model=base, **{**RECOGNISER, **keys})
 
     return make
@@ -91,13 +93,16 @@ def test_it_starts_from_the_base_models_values_under_its_names(model_of, base):
 
 @pytest.mark.parametrize(
     ("base", "off"),
-    [(base, {"atjt_warmup": 2}) for base in BASES]
-    + [("SASRec", {"atjt_weights": "uniform"}), ("DIN", {"noisy_seq_ratio": 0.0})],
+    [(base, {"atjt_warmup": 2}) for base in [*BASES, *MORE]]
+    + [("SASRec", {"atjt_weights": "uniform"}), ("DCN", {"atjt_weights": "uniform"})]
+    + [("DIN", {"noisy_seq_ratio": 0.0}), ("FEARec", {"noisy_seq_ratio": 0.0})]
+    + [("SASRec", {"atjt_warmup": 2, "clip_grad_norm": {"max_norm": 0.5}})],
 )
 def test_without_weights_it_is_the_base_model_bit_for_bit(config_of, base, off):
     """P1. With a warm-up as long as the training the recogniser learns all the while, by random numbers of its own."""
     parameters = []
-    for keys in ({"plain": True}, off):
+    shared = {key: off[key] for key in ("clip_grad_norm",) if key in off}
+    for keys in ({"plain": True, **shared}, off):
         run = make_run(config_of(base, epochs=2, **keys))
         run.fit(saved=False)
         parameters.append(base_state(run.trainer.model))
@@ -244,6 +249,26 @@ def test_the_recognisers_have_a_rate_of_their_own(config_of):
     assert len(own["params"]) + len(theirs["params"]) == len(list(model.parameters()))
 
 
+def test_the_norm_of_each_groups_gradient_is_clipped(config_of):
+    """By itself: L_D under lambda has by far the larger one, of which nothing is left in the base model's."""
+    run = make_run(config_of("SASRec", epochs=1, clip_grad_norm={"max_norm": 0.1}))
+    norms = []
+    run.trainer.optimizer.register_step_pre_hook(  # after the one that clips
+        lambda optimizer, *_: norms.append([
+            torch.stack([p.grad.norm() for p in group["params"] if p.grad is not None]).norm()
+            for group in optimizer.param_groups
+        ])
+    )  # fmt: skip
+    run.fit(saved=False)
+    assert_close(torch.tensor(norms), torch.full((len(norms), 2), 0.1), rtol=1e-3, atol=0)
+
+
+def test_a_rate_that_breaks_the_recognisers_is_told(model_of):
+    model, _ = model_of("SASRec", recogniser_pretrain_steps=5, recogniser_lr=1e30)
+    with pytest.raises(UserError, match="recogniser_lr: expected a rate that 5 steps of pre-training stand, got 1e"):
+        model.on_epoch_start(0)
+
+
 def test_pre_training_teaches_the_recognisers_alone(model_of):
     (model, _), (before, _) = model_of("SASRec", recogniser_pretrain_steps=3), model_of("SASRec")
     state = torch.get_rng_state()
@@ -344,7 +369,7 @@ def test_the_share_of_noise_is_estimated_as_an_epoch_begins(config_of):
 
 
 def test_the_logits_are_calibrated_on_users_that_the_recogniser_has_not_learned_from(config_of):
-    """A recogniser that is made ten times as sure weighs as before, and is kept with its calibration."""
+    """Each by the users of its fold. Ten times as sure it weighs as before; the calibration is kept with it."""
     keys = {"weight_temperature": "estimated", "weight_noise_share": 0.2}
     run = make_run(config_of("SASRec", **keys, recogniser_pretrain_steps=50))
     model = run.trainer.model
@@ -361,6 +386,28 @@ def test_the_logits_are_calibrated_on_users_that_the_recogniser_has_not_learned_
     task.look_around(model.training_sequences, model.joint.generator("epoch 0, shares"))
     assert_close(task.calibrations[:, 0], scales / 10, rtol=0.01, atol=0)
     assert_close(model.instance_weights(), weights, rtol=0, atol=0.005)
+    before = task.calibrations.clone()
+    others = (task.folds(model.training_sequences.users) == 1).nonzero().squeeze(1)
+    task.look_around(model.training_sequences.take(others), torch.Generator().manual_seed(0))
+    assert torch.equal(task.calibrations[0], before[0]) and not torch.equal(task.calibrations[1], before[1])
+
+
+def test_calibrated_recognisers_tell_the_noise_of_the_log_together(config_of):
+    """One share for all folds, also for those whose recogniser cannot tell it; where none can, all weigh 1."""
+    keys = {"weight_temperature": "estimated", "weight_noise_share": "estimated"}
+    run = make_run(config_of("SASRec", **keys, recogniser_pretrain_steps=50))
+    task, sequences = run.trainer.model.auxiliary, run.trainer.model.training_sequences
+    run.trainer.model.on_epoch_start(0)
+    assert 0 < task.noise_shares[0] == task.noise_shares[1] < 1
+    folds = task.folds(sequences.users)
+    for fold, others in ((0, True), (1, False)):
+        with torch.no_grad():
+            task.recognisers[fold].head[-1].weight.mul_(-1.0)  # it is wrong now, and worth nothing
+        task.look_around(sequences, torch.Generator().manual_seed(0))
+        assert task.calibrations[fold, 0] == 0 and bool(task.calibrations[:, 0].any()) is others
+        weights = run.trainer.model.instance_weights()
+        assert_close(weights[folds == fold], (1 - task.noise_shares[fold]).expand((folds == fold).sum()))
+    assert_close(weights, torch.ones_like(weights))
 
 
 def test_the_preset_weighs_an_items_sequences_beside_each_other(config_of):
@@ -410,6 +457,24 @@ def test_a_phase_has_its_fold_and_its_recogniser(config_of):
             for old, one in zip(before, task.recognisers, strict=True)
         ]
         assert moved == [fold == 0, fold == 1]
+
+
+def test_a_batch_without_the_phases_fold_leaves_the_base_model_where_it_is(config_of):
+    """Adam would go on by its momentum from a gradient of zeros."""
+    run = make_run(config_of("SASRec", atjt_schedule="phased", epochs=4, n_folds=3, **NO_DROPOUT))
+    model, optimizer = run.trainer.model, run.trainer.optimizer
+    batch = next(iter(run.loaders[0]))
+    model.on_epoch_start(0)
+    folds = model.auxiliary.folds(batch["user_id"])
+    moved = []
+    for rows in (folds >= 0, folds != model.joint.phase):
+        before = {name: value.clone() for name, value in model.named_parameters()}
+        optimizer.zero_grad()
+        total(model.calculate_loss(batch[rows.nonzero().squeeze(1)])).backward()
+        optimizer.step()
+        moved.append({name for name, value in model.named_parameters() if not torch.equal(value, before[name])})
+    theirs = {name for name in moved[0] if name.startswith("auxiliary.recognisers.0")}
+    assert theirs and moved[0] > theirs and moved[1] == theirs
 
 
 def test_a_last_batch_of_another_fold_teaches_nothing(model_of):
@@ -471,6 +536,12 @@ def test_a_criterion_on_some_samples_is_refused(config_of, monkeypatch, base):
         make_run(config_of("SASRec", epochs=1, **keys)).fit(saved=False)
 
 
+def models_of(folder: str) -> list[str]:
+    """The models in a folder of RecBole."""
+    files = {path.stem for path in (MODELS / folder).glob("*.py")}
+    return sorted(name for name in recbole_models() if name.lower() in files)
+
+
 # Their loss is not one criterion over the samples: of masked items, of two decoders, over some of the items.
 UNTAPPABLE = {"BERT4Rec", "RepeatNet", "SASRecCPR"}
 NEED_MORE = {
@@ -482,10 +553,9 @@ NEED_MORE = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base", sorted({path.stem for path in SEQUENTIAL.glob("*.py")} - {"__init__"}))
+@pytest.mark.parametrize("base", models_of("sequential_recommender"))
 def test_every_sequential_model_is_weighed_or_refused(config_of, base):
     """P16 and P6, one epoch on the toy data."""
-    (base,) = [name for name in recbole_models() if name.lower() == base]
     if base in NEED_MORE:
         pytest.skip("needs more than the toy data")
     run = partial(make_run, config_of(base, epochs=1, **{**FEATURES, "n_layers": 2}))
@@ -497,6 +567,20 @@ def test_every_sequential_model_is_weighed_or_refused(config_of, base):
         run.fit(saved=False)
         assert run.trainer.model.instance_weights().std() > 0
         assert not any("criterion" in key for key in run.trainer.model.state_dict())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", models_of("context_aware_recommender"))
+def test_every_context_aware_model_is_weighed_or_refused(config_of, base):
+    """P16, as above: they see the sequence under ATJT."""
+    run = partial(make_run, config_of(base, epochs=1, **FEATURES))
+    if base == "DSSM":  # a tower for the user, one for the item: no place for a sequence
+        with pytest.raises(UserError, match=f"base_model: expected .* got {base}"):
+            run()
+        return
+    run = run()
+    run.fit(saved=False)
+    assert run.trainer.model.instance_weights().std() > 0
 
 
 def test_resampling_draws_in_proportion_and_whole_sequences(model_of):

@@ -69,7 +69,7 @@ def test_what_the_recogniser_learned_from_a_noisy_log_is_taken_out(ratio, share)
     assert_close(sequence_weights(logits, 1.0, 0.2, least), 0.2 + 0.8 * found)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.05, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.2, 0.5, 0.9])
 def test_the_most_noise_that_a_log_can_hold(share):
     """Of a mixture that is known; what is clean reaches a little into what noise looks like."""
     generator = torch.Generator().manual_seed(3)
@@ -78,7 +78,9 @@ def test_the_most_noise_that_a_log_can_hold(share):
     clean = torch.randn(n, generator=generator) + 2
     log = torch.where(torch.arange(n) < share * n, other, clean)
     assert most_noise(log, noise) == pytest.approx(share, abs=0.03)
-    assert most_noise(log + 100, noise) == 0.0 and most_noise(log - 100, noise) == 1.0
+    assert most_noise(log + 100, noise) == 0.0
+    for nothing in (log - 100, noise):  # what could be noise is worth little, not nothing
+        assert most_noise(nothing, noise) == pytest.approx(0.95)
 
 
 @pytest.mark.parametrize("sureness", [0.5, 1.0, 5.0])
