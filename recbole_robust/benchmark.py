@@ -36,8 +36,8 @@ RUN_FOLDERS = ("log", "cards", "clean", "saved")  # of an output_dir, made befor
 
 @dataclass(frozen=True)
 class GridRun:
-    """What :func:`run_grid` did: its folder, the report in it, and how many cells ran, were there, failed, or were
-    taken from another grid. As text it is the report's path.
+    """What :func:`run_grid` did: its folder, the report in it, and how many cells ran, were there, failed (now, or when
+    they ran before), or were taken from another grid. As text it is the report's path.
     """
 
     folder: Path
@@ -91,7 +91,7 @@ def run_grid(
     check_workers(workers)
     asked = Asked.of(grid, output_dir, force, only, retry_failed, reuse)
     folder, content = asked.folder, asked.content
-    n_failed = 0
+    n_failed = asked.n_failed
     name = asked.cells[0].grid
     with (
         _running(asked.pending, Path(output_dir), workers, address, force) as results,

@@ -202,7 +202,10 @@ def _benchmark(words: list[str], keys: dict[str, str], arguments: list[str]) -> 
         return 0
     done = run_grid(source, **options)
     if done.n_failed:
-        print(f"benchmark: {done.n_failed} of {done.n_run} cells failed: the report names them", file=sys.stderr)
+        print(
+            f"benchmark: {done.n_failed} of {done.n_run + done.n_skipped} cells failed: the report names them",
+            file=sys.stderr,
+        )
     print(f"report: {done}")
     return int(done.n_failed > 0)
 

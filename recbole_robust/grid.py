@@ -13,7 +13,9 @@ The axes are lists of names or of mappings of configuration keys with an optiona
     report: {title: "MF under attack", metrics: [targethr@50, hit@50], published: purifyaug_table1}
 
 ``report.gains`` asks for paired tests of accuracy: ``[{method: ATJT, over: SASRec, bound: oracle}]``, by labels of
-methods; ``bound`` (it may be left out) is one whose gain is the most that there is to be had.
+methods; ``bound`` (it may be left out) is one whose gain is the most that there is to be had. ``report.undefended`` is
+the method that defenses are judged against (MF); ``report.undefended_of`` gives single methods another one, or, with
+null, says that they are victims themselves: ``{RGCF: LightGCN, ItemKNN: ~}``.
 """
 
 from __future__ import annotations
@@ -267,6 +269,8 @@ def _check_report(report: Mapping[str, Any], methods: Sequence[str]) -> None:
                 raise UserError(f"report.metrics: expected a list of metric names, got {value!r}")
         elif key == "gains":
             _check_gains(value, methods)
+        elif key == "undefended_of":
+            _check_undefended_of(value, methods)
         elif not isinstance(value, str):
             raise UserError(f"report.{key}: expected text, got {value!r}")
         elif key == "published":
@@ -281,6 +285,16 @@ def _check_gains(gains: Any, methods: Sequence[str]) -> None:
         for key, label in gain.items():
             if label not in methods:
                 raise UserError(f"report.gains[{i}].{key}: expected one of {', '.join(methods)}, got {label!r}")
+
+
+def _check_undefended_of(models: Any, methods: Sequence[str]) -> None:
+    """Methods of the grid, and the method of the grid that each is judged against."""
+    if not isinstance(models, Mapping):
+        raise UserError(f"report.undefended_of: expected a mapping of methods to methods or null, got {models!r}")
+    for method, model in models.items():
+        for label in (method, method if model is None else model):
+            if label not in methods:
+                raise UserError(f"report.undefended_of: expected labels of {', '.join(methods)}, got {label!r}")
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

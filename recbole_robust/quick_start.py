@@ -314,6 +314,7 @@ def run_recbole_robust(
             "device": str(config["device"]),
             "threads": torch.get_num_threads(),
             "versions": results.versions(),
+            "code": _training_code(),
             "machine": platform.machine(),
         },
     )

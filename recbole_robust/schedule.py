@@ -29,6 +29,7 @@ class Asked:
     folder: Path
     pending: list[Cell]
     n_skipped: int
+    n_failed: int  # of those that are there, recorded as failed
     reused: list[tuple[Cell, dict[str, Any]]]  # cells that are not there, with the result of another grid
 
     @classmethod
@@ -46,13 +47,15 @@ class Asked:
         chosen = chosen_cells(cells, only)
         folder = Path(output_dir) / cells[0].grid
         wanted = {"missing"} | ({"failed"} if retry_failed else set())
-        pending = [cell for cell in chosen if force or _state(folder / f"{cell.id}.json") in wanted]
+        states = [_state(folder / f"{cell.id}.json") for cell in chosen]
+        pending = [cell for cell, state in zip(chosen, states, strict=True) if force or state in wanted]
         n_skipped = len(chosen) - len(pending)
+        n_failed = 0 if force or retry_failed else states.count("failed")
         reused = [] if reuse is None or force else list(equal_results(pending, reuse))
         elsewhere = {cell.id for cell, _ in reused}
         pending = [cell for cell in pending if cell.id not in elsewhere]
         source = None if isinstance(grid, Mapping) else str(grid)
-        return cls(content, source, cells, folder, pending, n_skipped, reused)
+        return cls(content, source, cells, folder, pending, n_skipped, n_failed, reused)
 
 
 def check_workers(workers: Any) -> None:
@@ -156,16 +159,17 @@ class CellQueue:
 
 # --- how long ---------------------------------------------------------------------------------------------------------
 
-_KEYS = ("dataset", "model", "defense", "attack")
+_KEYS = ("dataset", "model", "preset", "defense", "attack")
 
 
 def past_seconds(folder: Path) -> dict[tuple[Any, ...], list[float]]:
-    """The seconds of every result below a folder, by data set, model, defense and attack, and by the first of these."""
+    """The seconds of every result below a folder, by these keys, and by the first of them."""
     found: dict[tuple[Any, ...], list[float]] = {}
     for path in sorted(folder.rglob("*.json")) if folder.is_dir() else []:
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
             seconds = float(result["seconds"]["total"])
+            result["preset"] = (result.get("config") or {}).get("preset")
             told = [result[key] for key in _KEYS]
         except (OSError, ValueError, TypeError, KeyError):  # another kind of file, or a failed cell
             continue
@@ -190,6 +194,7 @@ class GridPlan:
     Attributes:
         seconds: the sum over the cells whose like has run before, divided among the workers.
         n_unknown: cells without anything to compare with.
+        n_failed: of the cells that are there, those that are recorded as failed.
         n_reused: cells that are not there, but in another grid's results.
     """
 
@@ -198,12 +203,15 @@ class GridPlan:
     seconds: float
     n_unknown: int
     n_reused: int = 0
+    n_failed: int = 0
 
     def __str__(self) -> str:
         lines = [cell_text(cell) for cell in self.cells]
         known = len(self.cells) - self.n_unknown
         about = f"about {_duration(self.seconds)} for {known} of them" if known else "how long is not known"
-        there = f"{self.n_skipped} are there" + (f", {self.n_reused} in other grids" if self.n_reused else "")
+        there = f"{self.n_skipped} are there"
+        there += f", {self.n_failed} of them failed" if self.n_failed else ""
+        there += f", {self.n_reused} in other grids" if self.n_reused else ""
         return "\n".join([*lines, f"would run {len(self.cells)} cells ({there}): {about}"])
 
 
@@ -228,7 +236,7 @@ def plan_grid(
     seconds = [expected_seconds(cell, past) for cell in asked.pending]
     known = [value for value in seconds if value is not None]
     about = sum(known) / max(1, workers)
-    return GridPlan(asked.pending, asked.n_skipped, about, len(seconds) - len(known), len(asked.reused))
+    return GridPlan(asked.pending, asked.n_skipped, about, len(seconds) - len(known), len(asked.reused), asked.n_failed)
 
 
 def _duration(seconds: float) -> str:

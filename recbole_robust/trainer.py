@@ -127,7 +127,7 @@ class RobustTrainerMixin(_Base):
             initial_accumulator_value=start,
         )
 
-    def _clip_each_group(self, limits: dict[str, float]) -> None:
+    def _clip_each_group(self, limits: dict[str, Any]) -> None:
         """``clip_grad_norm`` of each group of parameters alone: what one learns from must not slow another."""
 
         def clip(optimizer, args, kwargs):

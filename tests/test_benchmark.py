@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from recbole_robust.benchmark import run_grid
 from recbole_robust.grid import expand, load_grid
+from recbole_robust.schedule import plan_grid
 from recbole_robust.types import UserError
 
 GRID: dict[str, Any] = {
@@ -181,6 +182,9 @@ def test_id_depends_on_settings_and_not_on_place() -> None:
         ({"report": {"gains": [{"method": "MF"}]}}, r"report.gains\[0\]"),
         ({"report": {"gains": [{"method": "MF", "over": "MFF"}]}}, r"report.gains\[0\].over"),
         ({"report": {"gains": "MF"}}, r"report.gains\[0\]"),
+        ({"report": {"undefended_of": "MF"}}, "report.undefended_of"),
+        ({"report": {"undefended_of": {"MF": "MFF"}}}, "report.undefended_of"),
+        ({"report": {"undefended_of": {"MFF": None}}}, "report.undefended_of"),
     ],
 )
 def test_bad_grids_name_the_field(change: dict[str, Any], field: str) -> None:
@@ -291,7 +295,9 @@ def test_failure_is_recorded_and_the_others_go_on(tmp_path: Path, fake: Callable
     page = done.report.read_text()
     assert "**2 of 8 cells failed" in page and "RuntimeError: out of memory" in page
     run = fake()
-    assert run_grid(GRID, output_dir=tmp_path, progress=False).n_run == 0 and not run.calls
+    again = run_grid(GRID, output_dir=tmp_path, progress=False)
+    assert (again.n_run, again.n_failed) == (0, 2) and not run.calls  # they have not become any better
+    assert "would run 0 cells (8 are there, 2 of them failed)" in str(plan_grid(GRID, output_dir=tmp_path))
     retried = run_grid(GRID, output_dir=tmp_path, progress=False, retry_failed=True)
     assert (retried.n_run, retried.n_failed, len(run.calls)) == (2, 0, 2)
     assert "cells failed" not in retried.report.read_text()

@@ -28,7 +28,7 @@ def lifts(method: str, attack: str, values: list[float]) -> list[dict]:
 
 
 def comparison(cells: list[dict]) -> Table:
-    return compare.comparison_table("t", make_entries(cells), METRIC, "MF", order={})
+    return compare.comparison_table("t", make_entries(cells), METRIC, compare.Undefended(), order={})
 
 
 def test_the_tests_are_those_of_the_files() -> None:
@@ -48,6 +48,35 @@ def test_the_tests_are_those_of_the_files() -> None:
         assert row[3:] == [f"{one:.3f}", f"{after:.3f}", f"{effect:+.1f}", row[6], "8"]
     assert [row[6] for row in table.rows] == ["less lift", "not shown"]
     assert table.header[4] == "p (Holm)" and "over the 2 tests of this table" in table.notes[0]
+
+
+def test_a_defense_is_judged_against_its_own_undefended_model() -> None:
+    """And where nothing lifts that one, by nothing; a victim of its own is no defense."""
+    plain, half = [0.30, 0.32, 0.31, 0.35, 0.33, 0.30, 0.36, 0.31], [0.1 + 0.01 * i for i in range(8)]
+    none = [0.001 * (-1) ** i for i in range(8)]
+    cells = [
+        *lifts("MF", "A", plain),
+        *lifts("AT", "A", half),
+        *lifts("LightGCN", "A", half),
+        *lifts("EASE", "A", half),
+    ]
+    cells += [*lifts("RGCF", "A", [value / 2 for value in half]), *lifts("MF", "B", plain), *lifts("AT", "B", half)]
+    cells += [*lifts("LightGCN", "B", none), *lifts("RGCF", "B", none)]
+    undefended = compare.Undefended("MF", {"RGCF": "LightGCN", "EASE": None})
+    entries = make_entries(cells)
+    rows = compare.comparison_table("t", entries, METRIC, undefended, order={}).rows
+    assert [(row[0], row[1]) for row in rows] == [("AT", "A"), ("AT", "B"), ("RGCF", "A")]
+    assert rows[2][2].interval.mean == pytest.approx(-np.mean(half) / 2)  # type: ignore[union-attr]
+    table = compare.defense_table("t", entries, METRIC, [], undefended, order={})
+    assert [row[0] for row in table.rows] == ["AT", "RGCF"]
+    assert table.rows[1][1].numbers[0] == "50.0" and table.rows[1][2].interval is None  # type: ignore[union-attr]
+    page = make_page(cells, title="t", undefended_of={"RGCF": "LightGCN", "EASE": None})
+    (section,) = page.sections
+    assert check_grid({"report": {"undefended_of": {"RGCF": "LightGCN", "EASE": None}}}, Path("g"))
+    with pytest.raises(UserError, match="expected the file that a benchmark leaves"):
+        check_grid({"report": {"undefended_of": {"RGCF": 3}}}, Path("g"))
+    assert any("on LightGCN" in note and "B: lift" in note for table in section.tables for note in table.notes)
+    assert any("the undefended model (MF; of RGCF: LightGCN)" in n for table in section.tables for n in table.notes)
 
 
 def test_a_defense_that_helps_the_attacker_is_told() -> None:

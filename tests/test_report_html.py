@@ -19,7 +19,7 @@ from recbole_robust.grid import expand, load_grid
 from recbole_robust.properties_path import properties_dir
 from recbole_robust.report import load_pages, write_report
 from recbole_robust.report.as_html import html
-from recbole_robust.report.compare import shares
+from recbole_robust.report.compare import Undefended, shares
 from recbole_robust.report.page import Page, make_page
 from recbole_robust.report.plots import PALETTE, SYMBOLS, figures
 from recbole_robust.report.settings import settings_of
@@ -197,7 +197,7 @@ def test_figures_show_the_numbers_of_the_tables() -> None:
         "clean": 4.34, "Average": 31.33, "Average, 1 %": 31.33, "Random": 19.83,
     }  # fmt: skip
 
-    (share,) = shares(page.judging("ml-100k").entries, "targethr@50", ["hit@50"], "MF", {})
+    (share,) = shares(page.judging("ml-100k").entries, "targethr@50", ["hit@50"], Undefended(), {})
     small, large = frontier.data
     removed = sorted(100 * one.interval.mean for one in share.removed.values() if one.interval)
     assert small["x"] == pytest.approx(removed) and large["x"] == pytest.approx([sum(removed) / len(removed)])
@@ -206,6 +206,19 @@ def test_figures_show_the_numbers_of_the_tables() -> None:
     assert [trace["x"] for trace in budgets.data] == [[1.0, 3.0]] * 2
     x = {(trace["name"], trace["xaxis"]): trace["x"] for trace in stealth.data}
     assert x["Random", "x"] == pytest.approx([0.9]) and x["Average", "x2"] == pytest.approx([0.52])
+    (table,) = [t for t in page.judging("ml-100k").tables if t.title.startswith("Stealth beside the lift on MF")]
+    for row in table.rows:  # the same numbers
+        for panel, area in zip(("x", "x2"), row[1:3], strict=True):
+            assert [area.interval.mean] == pytest.approx(x[row[0], panel])
+
+
+def test_published_values_are_found_beside_whatever_target_set_has_them() -> None:
+    cells = full_grid()
+    for one in cells:
+        if one["cell"]["target_set"] == "random_0":
+            one["cell"] = {**one["cell"], "target_set": "apt_0"}  # the first now, beside which no value stands
+    (targets, *_) = figures(page_of(cells), "ml-100k")
+    assert targets.data[-1]["x"] == ["clean", "Average", "Average, 1 %", "Random"]
 
 
 def test_a_method_has_the_same_mark_in_all_figures() -> None:

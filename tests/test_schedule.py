@@ -76,6 +76,10 @@ def test_the_time_is_that_of_the_most_similar_results(tmp_path: Path) -> None:
     # MF under Random: the median, 20; MF otherwise the same; BPR 7; Pop: the median of the data set, 10
     assert plan.seconds == 6 * 20 + 6 * 7 + 6 * 10 and plan.n_unknown == 0
     assert plan_grid(GRID, output_dir=tmp_path, workers=2).seconds == plan.seconds / 2
+    slow = {**result("toy", "MF", "Random", 500.0), "config": {"preset": "literal"}}
+    write(tmp_path / "e.json", slow)  # of another kind, which is no measure of these
+    assert plan_grid(GRID, output_dir=tmp_path, only="method=MF").seconds == 6 * 20
+    (tmp_path / "e.json").unlink()
     other = plan_grid({**GRID, "datasets": ["toy", "yelp"]}, output_dir=tmp_path)
     assert other.n_unknown == 18 and "would run 36 cells (0 are there): about 4 min for 18 of them" in str(other)
 

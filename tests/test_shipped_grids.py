@@ -43,7 +43,12 @@ def keys_of(*names: str) -> set[str]:
 @pytest.mark.parametrize(
     ("name", "others", "own"),
     [
-        ("purifyaug_table1_ml-100k", ["defenses_ml-100k", "purifyaug_ml-100k"], {"RGCF", "PurifyAugMF (literal)"}),
+        (
+            "purifyaug_table1_ml-100k",
+            ["defenses_ml-100k", "purifyaug_ml-100k"],
+            {"LightGCN", "RGCF", "PurifyAugMF (literal)"},
+        ),
+        ("purifyaug_table1_ml-100k", ["attacks_implicit_ml-100k"], None),
         ("purifyaug_table1_ml-1m", ["purifyaug_ml-1m"], None),
         ("transfer_ml-100k", ["purifyaug_ml-100k"], None),
         ("transfer_ml-100k", ["attacks_implicit_ml-100k"], None),

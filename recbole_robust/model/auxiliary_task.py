@@ -297,7 +297,7 @@ class AuxiliaryTask(nn.Module):
                 continue
             logits = self._logits_of_log_and_noise(fold, sequences.take(picked), generator)
             if self.calibrates:
-                scale, shift = calibration(*logits, self.corruptor.ratio)
+                scale, shift = calibration(logits[0], logits[1], self.corruptor.ratio)
                 self.calibrations[fold] = torch.tensor([scale, shift])
                 logits = scale * logits + shift
             found[fold] = logits

@@ -37,7 +37,7 @@ __all__ = [
 
 GRID_FILE = "grid.json"  # what a benchmark leaves beside its cells: the order of labels, its cells, its report options
 AUDIT_FILE = "audit.json"  # what ``recbole-robust audit`` found in them
-REPORT_OPTIONS = ("title", "metrics", "published", "undefended", "gains")
+REPORT_OPTIONS = ("title", "metrics", "published", "undefended", "undefended_of", "gains")
 FORMATS = {"markdown": ".md", "latex": ".tex", "html": ".html"}  # and the suffix of each
 
 

@@ -26,7 +26,7 @@ _VERDICTS = {
     "above": ("▲", "the measured interval lies above the published value"),
     "below": ("▼", "the measured interval lies below the published value"),
 }
-_NO_VERDICT = ("○", "one seed: no interval to compare with")
+_NO_VERDICT = ("○", "not to be compared: one seed, or a label of its own for what the publication attacked with")
 
 
 def html(pages: Sequence[Page], source: str) -> str:
@@ -96,7 +96,8 @@ def _contents(pages: Sequence[Page]) -> Iterable[str]:
 def _part(page: Page, key: str, drawn: list[plots.Figure]) -> Iterable[str]:
     yield f'<article id="{key}"><h1>{escape(page.title)}</h1><p>{escape(page.summary)}</p>'
     if page.published:
-        marks = "; ".join(f"{_mark(name)} {text}" for name, (_, text) in _VERDICTS.items())
+        told = {**_VERDICTS, "": _NO_VERDICT}
+        marks = "; ".join(f"{_mark(name)} {text}" for name, (_, text) in told.items())
         yield (
             f"<p>Behind a mark stands the published value (<code>{escape(page.published.name)}</code>, percent), for "
             f"the publication's own targets and settings: {marks}.</p>"
@@ -243,7 +244,7 @@ def _reproduce(page: Page, key: str) -> Iterable[str]:
         yield f"<p>All of it:</p>{_code([whole])}"
     n = sum(len(group) for _, group in page.commands)
     if n:
-        yield f'<details class="section"><summary><h3>The {n} commands, one by one</h3></summary>'
+        yield f'<details class="section commands"><summary><h3>The {n} commands, one by one</h3></summary>'
         for seeds, group in page.commands:
             yield _code([f"for seed in {' '.join(map(str, seeds))}; do", *(f"  {one}" for one in group), "done"])
         yield "</details>"

@@ -41,7 +41,7 @@ _SPECIAL = {
     "]": "{]}",
     "∞": r"$\infty$",
 }
-_MARKS = {"above": r"$^{\uparrow}$", "below": r"$^{\downarrow}$", "inside": ""}
+_MARKS = {"above": r"$^{\uparrow}$", "below": r"$^{\downarrow}$", "inside": "", None: r"$^{\circ}$"}
 
 
 def latex(pages: Sequence[Page]) -> str:
@@ -63,7 +63,8 @@ def _page(page: Page) -> Iterable[str]:
             f"In parentheses: the published value ({page.published.name}, percent), for the publication's own targets "
             "and settings;"
         )
-        yield r"$\uparrow$: the whole interval lies above it, $\downarrow$: below it, no arrow: around it."
+        yield r"$\uparrow$: the whole interval lies above it, $\downarrow$: below it, no mark: around it,"
+        yield r"$\circ$: not to be compared (one seed, or a label of its own for what the publication attacked with)."
     yield from (escape(line) for line in page.audit)
     yield ""
     for section in page.sections:
@@ -144,7 +145,7 @@ def _text(cell: str | Measured) -> str:
     text = f"{mean} [{ends[0]}, {ends[1]}]" if ends else mean
     if cell.published is None:
         return text
-    return f"{text} ({cell.published:g}){_MARKS.get(cell.verdict or '', '')}"
+    return f"{text} ({cell.published:g}){_MARKS[cell.verdict]}"
 
 
 def _typewriter(text: str) -> str:

@@ -6,7 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 
 from recbole_robust.report.page import Page
+from recbole_robust.report.settings import settings_of
 from recbole_robust.report.tables import Measured, Table
+
+_MARKS = {"above": " ▲", "below": " ▼", "inside": "", None: " ○"}
 
 
 def markdown(page: Page, pictures: Mapping[str, str] | None = None) -> str:
@@ -18,6 +21,7 @@ def markdown(page: Page, pictures: Mapping[str, str] | None = None) -> str:
         lines += [f"## {escape(section.heading)}", ""]
         for table in section.tables:
             lines += _table(table)
+    lines += _settings(page)
     lines += _reproduce(page)
     lines += ["## Made with", "", escape(page.made_with), ""] if page.made_with else []
     lines += _list("Checks of the audit that failed", page.audit[1:])
@@ -27,8 +31,8 @@ def markdown(page: Page, pictures: Mapping[str, str] | None = None) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that Markdown shows as it is, in a table too."""
-    return re.sub(r"([\\|*`<])", r"\\\1", " ".join(text.split()))
+    """Text that Markdown shows as it is, in a table too: no picture or link of a label's is one."""
+    return re.sub(r"([\\|*`<\[&~]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
 
 
 def _preamble(page: Page) -> list[str]:
@@ -37,7 +41,8 @@ def _preamble(page: Page) -> list[str]:
         lines += [
             "",
             f"In parentheses: the published value (`{page.published.name}`, percent), for the publication's own "
-            "targets and settings.",
+            "targets and settings. ▲: the whole interval lies above it, ▼: below it, no mark: around it, ○: not to be "
+            "compared (one seed, or a label of its own for what the publication attacked with).",
         ]
     n_failed = len(page.failed)
     if n_failed:
@@ -61,7 +66,27 @@ def _text(cell: str | Measured) -> str:
         return "-"
     mean, *ends = cell.numbers
     text = f"{mean} [{ends[0]}, {ends[1]}]" if ends else mean
-    return text if cell.published is None else f"{text} ({cell.published:g})"
+    return text if cell.published is None else f"{text} ({cell.published:g}){_MARKS[cell.verdict]}"
+
+
+def _settings(page: Page) -> list[str]:
+    """What each label stands for, and, folded, the settings of all runs."""
+    told = settings_of(page.entries, page.order)
+    if not (told.common or told.own or told.several):
+        return []
+    lines = ["## Settings", ""]
+    if told.own:
+        lines += ["| label | settings |", "| --- | --- |"]
+        for (axis, label), pairs in told.own.items():
+            settings = ", ".join(f"{name}: {value}" for name, value in pairs)
+            lines.append(f"| {escape(axis.replace('_', ' '))} {escape(label)} | {escape(settings)} |")
+        lines.append("")
+    for heading, some in (("of all runs", told.common), ("that depend on more than one label", told.several)):
+        if some:
+            lines += [f"<details><summary>The {len(some)} settings {heading}</summary>", "", "| key | value |"]
+            lines += ["| --- | --- |", *(f"| {escape(name)} | {escape(value)} |" for name, value in some)]
+            lines += ["", "</details>", ""]
+    return lines
 
 
 def _reproduce(page: Page) -> list[str]:

@@ -7,8 +7,8 @@ the undefended model, or saturates it, judges no defense. Stdlib, numpy and ``st
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -30,54 +30,83 @@ Order = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
+class Undefended:
+    """The undefended model of each method: ``default``, but for those in ``own``, where None is a victim itself."""
+
+    default: str = "MF"
+    own: Mapping[str, str | None] = field(default_factory=dict)
+
+    def of(self, method: str) -> str | None:
+        """The model that a method is judged against, by their labels."""
+        return None if method in self.models else self.own.get(method, self.default)
+
+    @property
+    def models(self) -> list[str]:
+        return list(dict.fromkeys([self.default, *(model for model in self.own.values() if model is not None)]))
+
+    @property
+    def name(self) -> str:
+        """What it is called in a heading."""
+        return self.default if len(self.models) == 1 else "the undefended model"
+
+    @property
+    def told(self) -> str:
+        own = [f"of {method}: {model}" for method, model in self.own.items() if model is not None]
+        return f"{self.name} ({'; '.join([self.default, *own])})" if own else self.name
+
+
+@dataclass(frozen=True)
 class Shares:
     """What one method removes of the undefended lift, by attack, and what it keeps of its accuracy on clean data."""
 
     method: str
+    undefended: str
     removed: Mapping[str, Measured]
     kept: Mapping[str, Measured]
 
 
 def shares(
-    entries: Sequence[Entry], metric: str, accuracy: Sequence[str], undefended: str, order: Order
+    entries: Sequence[Entry], metric: str, accuracy: Sequence[str], undefended: Undefended, order: Order
 ) -> list[Shares]:
-    """The shares of every method but the undefended one that is measured under an attack that judges defenses.
+    """The shares of every method but the undefended ones that is measured under an attack that judges defenses.
 
     Both are ratios of means over the units that method and undefended model share. Attacks too weak or too strong to
     judge a defense by (:func:`gates`) are left out.
     """
-    judged = [attack for attack, gate, _ in gates(entries, metric, undefended, order) if gate.works]
-    of = {name: [e for e in entries if e.method == name] for name in labels(entries, "method", order)}
     found = []
-    for method in (name for name in of if name != undefended and judged):
+    for method, model, judged in _judged(entries, metric, undefended, order):
+        own_entries, plain_entries = ([e for e in entries if e.method == name] for name in (method, model))
         removed, kept = {}, {}
         for attack in judged:
-            plain, own = _paired([of[undefended], of[method]], attack, metric)
+            plain, own = _paired([plain_entries, own_entries], attack, metric)
             removed[attack] = _share(plain, {key: plain[key] - own[key] for key in own if key in plain})
         for name in accuracy:
-            plain, own = (values_of(of[who], "clean", name) for who in (undefended, method))
+            plain, own = (values_of(some, "clean", name) for some in (plain_entries, own_entries))
             kept[name] = _share(plain, own)
         if any(cell.interval for cell in removed.values()):
-            found.append(Shares(method, removed, kept))
+            found.append(Shares(method, model, removed, kept))
     return found
 
 
 def defense_table(
-    title: str, entries: Sequence[Entry], metric: str, accuracy: Sequence[str], undefended: str, *, order: Order
+    title: str, entries: Sequence[Entry], metric: str, accuracy: Sequence[str], undefended: Undefended, *, order: Order
 ) -> Table:
     """Rows: the other methods. Columns: their :func:`shares`, of the lift by attack, then of accuracy."""
     found = shares(entries, metric, accuracy, undefended, order)
-    judged = list(found[0].removed) if found else []
+    judged = [attack for attack in labels(entries, "attack", order) if any(attack in one.removed for one in found)]
     header = ["method", *(f"{attack}: removed, %" for attack in judged), *(f"{name} kept, %" for name in accuracy)]
     table = Table(title, [*header, "seeds"], [])
     for one in found:
-        cells = [*one.removed.values(), *one.kept.values()]
+        removed = [one.removed.get(attack, Measured(None, percent=True)) for attack in judged]
+        cells = [*removed, *one.kept.values()]
         table.rows.append([one.method, *cells, counts(cells)])
     return table
 
 
-def comparison_table(title: str, entries: Sequence[Entry], metric: str, undefended: str, *, order: Order) -> Table:
-    """Rows: each other method under each attack that judges defenses. Columns: its lift minus the undefended model's,
+def comparison_table(
+    title: str, entries: Sequence[Entry], metric: str, undefended: Undefended, *, order: Order
+) -> Table:
+    """Rows: each other method under each attack that judges defenses. Columns: its lift minus its undefended model's,
     p-value, p-value after Holm over the table, effect size, verdict and number of pairs.
 
     A pair is a seed and a target set that both have.
@@ -85,11 +114,10 @@ def comparison_table(title: str, entries: Sequence[Entry], metric: str, undefend
     header = ["method", "attack", "difference of lifts", "p", "p (Holm)", "Hedges' g", "verdict", "pairs"]
     table = Table(title, header, [])
     tests: list[tuple[str, str, Measured, float, float, int]] = []
-    of = {name: [e for e in entries if e.method == name] for name in labels(entries, "method", order)}
-    judged = [attack for attack, gate, _ in gates(entries, metric, undefended, order) if gate.works]
-    for method in (name for name in of if name != undefended):
+    for method, model, judged in _judged(entries, metric, undefended, order):
+        both = [[e for e in entries if e.method == name] for name in (model, method)]
         for attack in judged:
-            plain, own = _paired([of[undefended], of[method]], attack, metric)
+            plain, own = _paired(both, attack, metric)
             keys = [key for key in own if key in plain]
             if keys:
                 before, after = ([values[key] for key in keys] for values in (plain, own))
@@ -105,8 +133,8 @@ def comparison_table(title: str, entries: Sequence[Entry], metric: str, undefend
         table.rows.append([method, attack, difference, *cells])
     if tests:
         table.notes.append(
-            f"Two-sided sign-flip tests against {undefended} under the same attack, paired by seed and target set (the "
-            "pairs of one seed share a split; they are taken to be independent all the same); Holm over the "
+            f"Two-sided sign-flip tests against {undefended.told} under the same attack, paired by seed and target set "
+            "(the pairs of one seed share a split; they are taken to be independent all the same); Holm over the "
             f"{len(tests)} tests of this table, level {ALPHA:g}. Hedges' g: the mean of the differences in units of "
             "their standard deviation over the pairs, corrected for few pairs; below 0 where the lift is less."
         )
@@ -174,6 +202,20 @@ def _gains(room: Mapping[Key, float]) -> bool:
 def attainable(n_pairs: int) -> float:
     """The smallest two-sided p-value that a sign-flip test of so many pairs can give."""
     return 2.0 ** (1 - n_pairs) if n_pairs <= EXACT_LIMIT else 1 / (1 + N_PERMUTATIONS)
+
+
+def _judged(
+    entries: Sequence[Entry], metric: str, undefended: Undefended, order: Order
+) -> Iterator[tuple[str, str, list[str]]]:
+    """Each method, its undefended model, and the attacks that are strong enough on that to judge it by."""
+    works = {
+        model: [attack for attack, gate, _ in gates(entries, metric, model, order) if gate.works]
+        for model in undefended.models
+    }
+    for method in labels(entries, "method", order):
+        model = undefended.of(method)
+        if model is not None and works[model]:
+            yield method, model, works[model]
 
 
 def gates(entries: Sequence[Entry], metric: str, undefended: str, order: Order) -> list[tuple[str, Gate, int]]:

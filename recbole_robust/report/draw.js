@@ -56,6 +56,13 @@
     console.error(error);
   }
 
+  function unfold() {
+    // What is folded on the screen is on the paper, but for the commands.
+    const folded = [...document.querySelectorAll("details.section:not([open], .commands)")];
+    folded.forEach((part) => (part.open = true));
+    window.addEventListener("afterprint", () => folded.forEach((part) => (part.open = false)), { once: true });
+  }
+
   async function drawAll(width, short) {
     let drawn = 0;
     for (let i = 0; i < plots.length; i += 1) {
@@ -78,6 +85,7 @@
       waiting = setTimeout(() => drawAll(), 150);
     }
   });
+  window.addEventListener("beforeprint", unfold);
   window.addEventListener("beforeprint", () => drawAll(480, true)); // half of a landscape page
   window.addEventListener("afterprint", () => drawAll());
   plots.forEach((plot) => plot.replaceChildren());

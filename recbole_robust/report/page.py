@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from recbole_robust.report import budget, compare, cutoffs, tables
+from recbole_robust.report import budget, compare, cutoffs, stealth, tables
+from recbole_robust.report.compare import Undefended
 from recbole_robust.report.published import Published, load_published
 from recbole_robust.report.tables import Entry, Table
 
@@ -47,7 +50,7 @@ class Page:
     n_results: int
     published: Published | None
     order: Order
-    undefended: str
+    undefended: Undefended
     source: str | None
     entries: Sequence[Entry]
     sections: Sequence[Section]
@@ -94,6 +97,7 @@ def make_page(
     published: Published | str | None = None,
     order: Order | None = None,
     undefended: str = "MF",
+    undefended_of: Mapping[str, str | None] | None = None,
     gains: Sequence[Mapping[str, str]] = (),
     source: str | None = None,
     left_out: Sequence[str] = (),
@@ -108,7 +112,8 @@ def make_page(
         metrics: metrics to show, in order; those that no file has are passed over. None: all the usual ones.
         published: a published table (or its name); its values stand beside the measured ones.
         order: labels by axis (``dataset``, ``target_set``, ``attack``, ``method``) in the order they are shown.
-        undefended: label of the method on which the attacks' strength is judged.
+        undefended: label of the method on which the attacks' strength is judged, and which defenses are judged against.
+        undefended_of: labels of methods that have another one, and its label; None: victims themselves, no defenses.
         gains: whose accuracy is tested against whose, for :func:`recbole_robust.report.compare.gain_table`.
         source: the grid file that makes all of it in one command.
         left_out: files that were found and not used, listed at the end.
@@ -119,7 +124,7 @@ def make_page(
     """
     if isinstance(published, str):
         published = load_published(published)
-    order = order or {}
+    order, against = order or {}, compare.Undefended(undefended, undefended_of or {})
     entries = tables.make_entries(results)
     failed = [f"{_where(result)}: {result['error']}" for result in results if "error" in result]
     sections = []
@@ -130,17 +135,17 @@ def make_page(
             some = [entry for entry in here if entry.target_set == name]
             last = len(target_sets) == 1
             sections.append(
-                _section(f"{dataset}, targets: {name}", some, name, metrics, published, order, undefended, last, gains)
+                _section(f"{dataset}, targets: {name}", some, name, metrics, published, order, against, last, gains)
             )
         if len(target_sets) > 1:
             heading = f"{dataset}, all {len(target_sets)} target sets together"
-            sections.append(_section(heading, here, None, metrics, None, order, undefended, True))
+            sections.append(_section(heading, here, None, metrics, None, order, against, True))
     return Page(
         title,
         len(results) - len(failed),
         published,
         order,
-        undefended,
+        against,
         source,
         entries,
         sections,
@@ -159,7 +164,7 @@ def _section(
     metrics: Sequence[str] | None,
     published: Published | None,
     order: Order,
-    undefended: str,
+    undefended: Undefended,
     last: bool,
     gains: Sequence[Mapping[str, str]] = (),
 ) -> Section:
@@ -172,16 +177,17 @@ def _section(
         lookup = published.lookup if published else lambda entry, name: None
         table = tables.target_table(f"{metric}{unit}", entries, metric, order=order, published=lookup)
         if metric == judged_by:
-            table.notes += _strength(entries, metric, undefended, order)
+            table.notes += [note for model in undefended.models for note in _strength(entries, metric, model, order)]
         section.tables.append(table)
         if metric == judged_by:
-            title = f"Share of {undefended}'s lift removed, share of its accuracy on clean data kept"
+            title = f"Share of {undefended.name}'s lift removed, share of its accuracy on clean data kept"
             judged = [compare.defense_table(title, entries, metric, accuracy, undefended, order=order)]
             if last:
-                title = f"Lift of {metric} against {undefended}'s, paired tests"
+                title = f"Lift of {metric} against {undefended.name}'s, paired tests"
                 judged.append(compare.comparison_table(title, entries, metric, undefended, order=order))
                 judged.append(budget.area_table(entries, metric, order=order))
                 judged.append(cutoffs.cutoff_table(entries, metric, order=order))
+                judged.append(stealth.stealth_table(entries, metric, undefended.default, order=order))
             section.tables.extend(one for one in judged if one.rows)
     if accuracy and target_set is not None:  # accuracy on clean data has nothing of the target set
         section.tables.append(tables.accuracy_table("Accuracy, clean and attacked", entries, accuracy, order=order))
@@ -196,6 +202,8 @@ def _strength(entries: Sequence[Entry], metric: str, undefended: str, order: Ord
     for attack, gate, n in compare.gates(entries, metric, undefended, order):
         p = "p < 0.001" if gate.p < 0.001 else f"p = {gate.p:.3f}"
         verdict = "saturated, judges no defense" if gate.saturated else "" if gate.significant else "judges no defense"
+        if not gate.significant and compare.attainable(n) / 2 >= compare.ALPHA:
+            verdict += ": so few pairs cannot, whatever the attack does"
         text = f"{attack}: lift {100 * gate.lift:+.1f} points, {p}, n = {n}"
         remarks.append(f"{text} ({verdict})" if verdict else text)
     if not remarks:
@@ -217,14 +225,24 @@ def _commands(entries: Sequence[Entry]) -> list[tuple[tuple[int, ...], list[str]
 
 
 def _environment(results: Iterable[Mapping[str, Any]]) -> str:
-    """Versions, device, threads and dates, each value that occurs."""
+    """Versions, device, threads and dates, each value that occurs; and how long the cells took."""
     found: dict[str, set[str]] = {}
+    seconds = []
     for result in results:
-        pairs = [*(result.get("versions") or {}).items(), *((key, result.get(key)) for key in ("device", "threads"))]
+        took = (result.get("seconds") or {}).get("total")
+        seconds += [] if took is None else [float(took)]
+        pairs = [
+            *(result.get("versions") or {}).items(),
+            *((key, result.get(key)) for key in ("code", "device", "threads")),
+        ]
         for name, value in [*pairs, ("date", str(result.get("date") or "")[:10])]:
             if value not in (None, ""):
                 found.setdefault(str(name), set()).add(str(value))
-    return "; ".join(f"{name} {', '.join(sorted(values))}" for name, values in found.items())
+    told = [f"{name} {', '.join(sorted(values))}" for name, values in found.items()]
+    if seconds:
+        whole, middle = math.fsum(seconds) / 3600, statistics.median(seconds)
+        told.append(f"computing: {whole:.1f} hours for the {len(seconds)} cells together, {middle:.1f} s in the middle")
+    return "; ".join(told)
 
 
 def _where(result: Mapping[str, Any]) -> str:

@@ -31,7 +31,7 @@ def attacks_picture(pages: Sequence[Page]) -> str | None:
             if section.metric and attacks and is_percent(section.metric):
                 dots = _attack_dots(page, section, attacks)
                 if dots:
-                    what = f"{section.metric} of {page.undefended}"
+                    what = f"{section.metric} of {page.undefended.default}"
                     top = 25 * max(math.ceil(_highest(dots) / 25), 1)
                     panels.append(Panel(dataset, 0, top, tuple(range(0, top + 1, 25)), dots, note=f"{what}, %"))
                     rows += [attack for attack in attacks if attack not in rows]
@@ -54,7 +54,7 @@ def defenses_picture(page: Page, dataset: str) -> str | None:
         mean = [Dot(ALL_ATTACKS, math.fsum(each) / len(each))]
         removed[one.method] = [Dot(ONE_ATTACK, value) for value in each] + mean if len(each) > 1 else mean
     ticks = (FARTHEST, -50, 0, 50, 100)
-    panels = [Panel("Lift removed", FARTHEST, 108, ticks, removed, line=0, note=f"% of {page.undefended}'s")]
+    panels = [Panel("Lift removed", FARTHEST, 108, ticks, removed, line=0, note=f"% of {page.undefended.name}'s")]
     for name in wanted:
         kept = {one.method: _dots(KEPT, one.kept[name], 100) for one in found}
         top = 50 * math.ceil(max(_highest(kept), 100) / 50)
@@ -65,7 +65,7 @@ def defenses_picture(page: Page, dataset: str) -> str | None:
 
 def pictures(page: Page) -> dict[str, tuple[str, str]]:
     """The pictures of a page: a name to the SVG and to what it shows."""
-    found = {"attacks": (attacks_picture([page]), f"What the attacks do to {page.undefended}")}
+    found = {"attacks": (attacks_picture([page]), f"What the attacks do to {page.undefended.default}")}
     for dataset in page.datasets:
         name = "defenses" if len(page.datasets) == 1 else f"defenses-{dataset}"
         found[name] = (defenses_picture(page, dataset), f"What the defenses remove and keep, {dataset}")
@@ -83,7 +83,11 @@ def _attack_dots(page: Page, judging: Section, attacks: Iterable[str]) -> dict[s
     for row in ("clean", *attacks):
         part = "clean" if row == "clean" else "attacked"
         for section, series in shown:
-            mine = [e for e in section.entries if e.method == page.undefended and (part == "clean" or e.attack == row)]
+            mine = [
+                e
+                for e in section.entries
+                if e.method == page.undefended.default and (part == "clean" or e.attack == row)
+            ]
             lookup = page.published.lookup if page.published and section is sections[0] else None
             cell = measure(mine, part, metric, published=lookup)
             dots.setdefault(row, []).extend(_dots(series, cell, 100))

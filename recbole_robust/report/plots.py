@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recbole_robust.report import budget, compare, cutoffs
+from recbole_robust.report import budget, compare, cutoffs, stealth
 from recbole_robust.report.page import Page, Section
-from recbole_robust.report.tables import Entry, Measured, is_percent, labels, measure
+from recbole_robust.report.tables import Measured, is_percent, labels, measure
 
 # Each has a contrast of 3 or more on white and on the page's dark ground (tests/test_report_html.py), and no two marks
 # of one figure share both colour and symbol: whoever does not see the colours goes by the symbols.
@@ -107,8 +107,8 @@ def _frontiers(page: Page, section: Section) -> Iterator[Figure]:
         right = 6 + max((x for trace in data for x in trace["x"]), default=100.0)
         text = (
             "Each defense is a line: small marks are the attacks, the large one is their mean. At the right the lift "
-            f"of {metric} on {page.undefended} is gone; at 100 and above no {name} on clean data is lost. A mark left "
-            f"of {FARTHEST:.0f} stands on the edge, open."
+            f"of {metric} on {page.undefended.name} is gone; at 100 and above no {name} on clean data is lost. A mark "
+            f"left of {FARTHEST:.0f} stands on the edge, open."
         )
         layout = {
             "xaxis": {
@@ -191,22 +191,21 @@ def _stealth(page: Page, section: Section) -> Figure | None:
     """How well detectors tell the fakes, against what the fakes do; one panel a detector."""
     metric = section.metric or ""
     model = _reference(section, page)
-    mine = [entry for entry in section.entries if entry.method == model and _stealth_of(entry)]
-    scores = [name for name in dict.fromkeys(n for e in mine for n in _stealth_of(e)) if name.endswith("_auc")]
+    mine = [entry for entry in section.entries if entry.method == model and stealth.scores_of(entry)]
+    scores = stealth.areas(mine)
     data: list[dict[str, Any]] = []
     layout: dict[str, Any] = {"grid": {"rows": (len(scores) + 1) // 2, "columns": 2, "pattern": "independent"}}
     for i, attack in enumerate(labels(mine, "attack", page.order)):
         at = [entry for entry in mine if entry.attack == attack]
         lift = measure(at, "lift", metric)
         for panel, score in enumerate(scores):
-            values = [value for e in at if (value := _stealth_of(e).get(score)) is not None]
-            if not values or lift.interval is None:
+            found = stealth.area(at, score).interval
+            if found is None or lift.interval is None:
                 continue
             number = "" if panel == 0 else str(panel + 1)
-            auc = math.fsum(values) / len(values)
-            trace = _trace(i, attack, [(auc, lift)])
+            trace = _trace(i, attack, [(found.mean, lift)])
             trace |= {"xaxis": f"x{number}", "yaxis": f"y{number}"}
-            trace["text"] = [f"{trace['text'][0]}<br>AUC of {shown(score[:-4])}: {auc:.3f}"]
+            trace["text"] = [f"{trace['text'][0]}<br>AUC of {shown(score[:-4])}: {found.mean:.3f}"]
             trace["showlegend"] = panel == 0
             data.append(trace)
             title = {"text": f"AUC, {shown(score[:-4].replace('_', ' '))}"}
@@ -253,21 +252,17 @@ def _published(page: Page, dataset: str, model: str, metric: str, attacks: Seque
     found: dict[str, float] = {}
     for place in (None, *attacks):
         some = [e for e in page.entries if e.dataset == dataset and e.method == model and place in (None, e.attack)]
-        for entry in some[:1]:
-            value = page.published.lookup(entry.on_clean() if place is None else entry, metric)
-            if value is not None:
-                found[place or "clean"] = value
+        values = (page.published.lookup(entry.on_clean() if place is None else entry, metric) for entry in some)
+        beside = next((value for value in values if value is not None), None)  # of the sets, its own has one
+        if beside is not None:
+            found[place or "clean"] = beside.percent
     return found
 
 
 def _reference(section: Section, page: Page) -> str:
     """The undefended model, or the first method where the report has none of that name."""
     methods = labels(section.entries, "method", page.order)
-    return page.undefended if page.undefended in methods else methods[0]
-
-
-def _stealth_of(entry: Entry) -> dict[str, Any]:
-    return entry.poison.get("stealth") or {}
+    return page.undefended.default if page.undefended.default in methods else methods[0]
 
 
 def _mark(i: int) -> tuple[str, str]:

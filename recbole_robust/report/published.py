@@ -6,12 +6,20 @@ import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from recbole_robust.properties_path import properties_dir
 from recbole_robust.report.tables import Entry
 from recbole_robust.types import UserError
 
 UNNAMED_TARGETS = "default"  # what a grid without target sets calls the protocol's
+
+
+class Beside(NamedTuple):
+    """A published value, and whether it is of the same attack by name; else its budget may have been another."""
+
+    percent: float
+    same: bool
 
 
 @dataclass(frozen=True)
@@ -28,11 +36,11 @@ class Published:
     values: Mapping[tuple[str, str | None, str, int], float]
     target_sets: Mapping[str, str] = field(default_factory=dict)
 
-    def lookup(self, entry: Entry, metric: str) -> float | None:
+    def lookup(self, entry: Entry, metric: str) -> Beside | None:
         """The published value of an entry (clean data where its attack is None), or None where there is none.
 
         A method is found by its label: a column's name, ``MF`` for the undefended column, ``MF + APT`` for APT's, and
-        ``PurifyAugMF (literal)`` for PurifyAugMF's.
+        ``PurifyAugMF (literal)`` for PurifyAugMF's. An attack that has a label of its own has something changed.
         """
         base, _, cutoff = metric.partition("@")
         if base != "targethr" or not cutoff.isdigit():
@@ -44,7 +52,7 @@ class Published:
             for attack in (entry.attack, entry.names[1]):
                 key = (dataset.lower(), attack and attack.lower(), method, int(cutoff))
                 if key in self.values:
-                    return self.values[key]
+                    return Beside(self.values[key], attack == entry.attack)
         return None
 
 

@@ -18,6 +18,10 @@ GAINS: Kind = (
         and all(isinstance(one, dict) and all(isinstance(text, str) for text in one.values()) for one in v)
     ),
 )
+UNDEFENDED: Kind = (
+    "a mapping of texts to texts or null",
+    lambda v: isinstance(v, dict) and all(one is None or isinstance(one, str) for one in v.values()),
+)
 NUMBERS: Kind = ("metric names with numbers", are_metrics)
 
 _RESULT: dict[str, Kind] = {
@@ -80,6 +84,7 @@ def check_grid(grid: Any, path: Path) -> dict[str, Any]:
         "title": TEXT,
         "published": TEXT,
         "undefended": TEXT,
+        "undefended_of": UNDEFENDED,
         "gains": GAINS,
     }
     try:

@@ -65,12 +65,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class Measured:
-    """One number of a table: a fraction shown in percent, or a plain number; ``published`` is in percent."""
+    """One number of a table: a fraction shown in percent, or a plain number.
+
+    ``published`` is in percent; without ``judged`` it stands beside the number and is no measure of it.
+    """
 
     interval: Interval | None
     percent: bool
     signed: bool = False
     published: float | None = None
+    judged: bool = True
 
     @property
     def numbers(self) -> list[str]:
@@ -85,8 +89,8 @@ class Measured:
 
     @property
     def verdict(self) -> Verdict | None:
-        """Where the measurement lies beside the published value; None where one of them or the interval is missing."""
-        if self.interval is None or self.published is None or math.isnan(self.interval.low):
+        """Where the measurement lies beside the published value; None where it is not to be told, or one is missing."""
+        if self.interval is None or self.published is None or not self.judged or math.isnan(self.interval.low):
             return None
         published = self.published / 100 if self.percent else self.published
         return "above" if self.interval.low > published else "below" if self.interval.high < published else "inside"
@@ -112,7 +116,8 @@ class Table:
         return next((i for i, cell in enumerate(self.rows[0]) if isinstance(cell, Measured)), 1) if self.rows else 1
 
 
-Lookup = Callable[[Entry, str], float | None]  # (entry, metric) -> published percent; clean where entry.attack is None
+# (entry, metric) -> published percent, and whether it is of the same attack; clean where entry.attack is None
+Lookup = Callable[[Entry, str], tuple[float, bool] | None]
 
 
 def make_entries(results: Iterable[Mapping[str, Any]]) -> list[Entry]:
@@ -235,7 +240,8 @@ def measure(entries: Sequence[Entry], part: str, metric: str, published: Lookup 
     beside = None
     if published and values:
         beside = published(entries[0].on_clean() if part == "clean" else entries[0], metric)
-    return Measured(interval, percent, signed=part == "lift", published=beside)
+    value, same = beside or (None, True)
+    return Measured(interval, percent, signed=part == "lift", published=value, judged=same)
 
 
 def counts(cells: Sequence[Measured]) -> str:

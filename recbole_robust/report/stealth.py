@@ -1,0 +1,49 @@
+"""How well simple scores tell the fakes from genuine users, beside what the fakes do: stealth has its price."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from recbole_robust.report.tables import Entry, Measured, Table, counts, labels, measure
+from recbole_robust.statistics import hierarchical_bootstrap
+
+Order = Mapping[str, Sequence[str]]
+
+
+def scores_of(entry: Entry) -> dict[str, Any]:
+    """The stealth of a result's poison card; empty where none was measured."""
+    return entry.poison.get("stealth") or {}
+
+
+def areas(entries: Sequence[Entry]) -> list[str]:
+    """The scores that have an area under the ROC curve, ``<score>_auc``."""
+    return [name for name in dict.fromkeys(name for e in entries for name in scores_of(e)) if name.endswith("_auc")]
+
+
+def area(entries: Sequence[Entry], name: str) -> Measured:
+    """The mean of one area over the cards of some entries, with its interval over seeds."""
+    cards = {(e.seed, e.target_set): value for e in entries if (value := scores_of(e).get(name)) is not None}
+    if not cards:
+        return Measured(None, percent=False)
+    seeds, rng = [seed for seed, _ in cards], np.random.default_rng(0)
+    interval = hierarchical_bootstrap(list(cards.values()), seeds, rng=rng, bounds=(0.0, 1.0))
+    return Measured(interval, percent=False)
+
+
+def stealth_table(entries: Sequence[Entry], metric: str, undefended: str, *, order: Order) -> Table:
+    """Rows: attacks. Columns: the area of each score, the lift on the undefended model, and the number of seeds."""
+    mine = [entry for entry in entries if entry.method == undefended]
+    names = areas(mine)
+    header = ["attack", *(f"AUC, {name[:-4].replace('_', ' ')}" for name in names), f"lift of {metric}", "seeds"]
+    table = Table(f"Stealth beside the lift on {undefended}", header, [])
+    for attack in labels(mine, "attack", order) if names else ():
+        at = [entry for entry in mine if entry.attack == attack]
+        cells = [*(area(at, name) for name in names), measure(at, "lift", metric)]
+        if any(cell.interval for cell in cells[:-1]):
+            table.rows.append([attack, *cells, counts(cells)])
+    if table.rows:
+        table.notes.append("AUC 1: every fake stands out among the genuine users by this score; 0.5: none does.")
+    return table
