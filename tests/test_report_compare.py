@@ -79,6 +79,23 @@ def test_a_defense_is_judged_against_its_own_undefended_model() -> None:
     assert any("the undefended model (MF; of RGCF: LightGCN)" in n for table in section.tables for n in table.notes)
 
 
+def test_over_all_attacks_few_pairs_can_show_more() -> None:
+    """One row a method: the mean over the attacks that judge, in units that have all of them."""
+    plain, better = [0.30, 0.32, 0.31, 0.35, 0.33, 0.30], [0.2, 0.3, 0.2, 0.3, 0.2, 0.29]
+    cells = [one for attack in "AB" for one in [*lifts("MF", attack, plain), *lifts("X", attack, better)]]
+    cells += [*lifts("MF", "C", [0.0] * 6), *lifts("X", "C", [0.5] * 6), *lifts("X", "A", [0.9] * 7)[6:]]
+    each = comparison(cells)
+    (row,) = compare.comparison_table(
+        "t", make_entries(cells), METRIC, compare.Undefended(), order={}, overall=True
+    ).rows
+    assert row[:2] == ["X", "mean of 2"] and row[2].interval.mean == pytest.approx(np.mean(better) - np.mean(plain))  # type: ignore[union-attr]
+    assert [r[6] for r in each.rows] == ["not shown"] * 2 and row[3:5] == ["0.031", "0.031"] and row[6] == "less lift"
+    only = [one for one in cells if one["cell"]["attack"] == "A"]
+    assert not compare.comparison_table(
+        "t", make_entries(only), METRIC, compare.Undefended(), order={}, overall=True
+    ).rows
+
+
 def test_a_defense_that_helps_the_attacker_is_told() -> None:
     plain = [0.30, 0.32, 0.31, 0.35, 0.33, 0.30, 0.36, 0.31]
     (row,) = comparison(lifts("MF", "A", plain) + lifts("X", "A", [2 * value for value in plain])).rows

@@ -104,20 +104,23 @@ def defense_table(
 
 
 def comparison_table(
-    title: str, entries: Sequence[Entry], metric: str, undefended: Undefended, *, order: Order
+    title: str, entries: Sequence[Entry], metric: str, undefended: Undefended, *, order: Order, overall: bool = False
 ) -> Table:
     """Rows: each other method under each attack that judges defenses. Columns: its lift minus its undefended model's,
     p-value, p-value after Holm over the table, effect size, verdict and number of pairs.
 
-    A pair is a seed and a target set that both have.
+    A pair is a seed and a target set that both have. ``overall``: one row a method, its mean lift over these attacks,
+    where there are several; few pairs can show that more often than they can show each attack by itself.
     """
     header = ["method", "attack", "difference of lifts", "p", "p (Holm)", "Hedges' g", "verdict", "pairs"]
     table = Table(title, header, [])
     tests: list[tuple[str, str, Measured, float, float, int]] = []
     for method, model, judged in _judged(entries, metric, undefended, order):
         both = [[e for e in entries if e.method == name] for name in (model, method)]
-        for attack in judged:
-            plain, own = _paired(both, attack, metric)
+        lifts = {attack: _paired(both, attack, metric) for attack in judged}
+        if overall:
+            lifts = {f"mean of {len(judged)}": _means(list(lifts.values()))} if len(judged) > 1 else {}
+        for attack, (plain, own) in lifts.items():
             keys = [key for key in own if key in plain]
             if keys:
                 before, after = ([values[key] for key in keys] for values in (plain, own))
@@ -145,6 +148,14 @@ def comparison_table(
                 "tests nothing here can be significant, whatever the defenses do."
             )
     return table
+
+
+def _means(lifts: Sequence[Sequence[Mapping[Key, float]]]) -> list[dict[Key, float]]:
+    """Of each model its mean over the attacks, by unit; a unit that one of them lacks has none."""
+    return [
+        {key: math.fsum(one[key] for one in own) / len(own) for key in own[0] if all(key in one for one in own)}
+        for own in zip(*lifts, strict=True)
+    ]
 
 
 def gain_table(

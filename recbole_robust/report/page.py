@@ -185,6 +185,8 @@ def _section(
             if last:
                 title = f"Lift of {metric} against {undefended.name}'s, paired tests"
                 judged.append(compare.comparison_table(title, entries, metric, undefended, order=order))
+                title = f"Mean lift of {metric} over these attacks against {undefended.name}'s, paired tests"
+                judged.append(compare.comparison_table(title, entries, metric, undefended, order=order, overall=True))
                 judged.append(budget.area_table(entries, metric, order=order))
                 judged.append(cutoffs.cutoff_table(entries, metric, order=order))
                 judged.append(stealth.stealth_table(entries, metric, undefended.default, order=order))
