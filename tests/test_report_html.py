@@ -206,10 +206,11 @@ def test_figures_show_the_numbers_of_the_tables() -> None:
     assert [trace["x"] for trace in budgets.data] == [[1.0, 3.0]] * 2
     x = {(trace["name"], trace["xaxis"]): trace["x"] for trace in stealth.data}
     assert x["Random", "x"] == pytest.approx([0.9]) and x["Average", "x2"] == pytest.approx([0.52])
-    (table,) = [t for t in page.judging("ml-100k").tables if t.title.startswith("Stealth beside the lift on MF")]
+    (table,) = [t for t in page.judging("ml-100k").tables if t.title.startswith("The attacks on MF")]
     for row in table.rows:  # the same numbers
         for panel, area in zip(("x", "x2"), row[1:3], strict=True):
             assert [area.interval.mean] == pytest.approx(x[row[0], panel])
+    assert {row[0]: row[4:6] for row in table.rows}["Average, 1 %"] == ["10", "-"]
 
 
 def test_published_values_are_found_beside_whatever_target_set_has_them() -> None:

@@ -1,7 +1,7 @@
 """Result files -> one page in Markdown, LaTeX or HTML. A table is rendered from files, never from memory.
 
-What a page says: ``page.py``; its tables: ``tables.py``, ``compare.py``, ``budget.py``, ``cutoffs.py``; how it is
-written: ``as_markdown.py``, ``as_latex.py``, ``as_html.py``.
+What a page says: ``page.py``; its tables: ``tables.py``, ``compare.py``, ``budget.py``, ``cutoffs.py``,
+``stealth.py``; how it is written: ``as_markdown.py``, ``as_latex.py``, ``as_html.py``.
 
 Stdlib, numpy and ``statistics.py`` only: a report needs neither torch nor recbole.
 """

@@ -189,7 +189,7 @@ def _section(
                 judged.append(compare.comparison_table(title, entries, metric, undefended, order=order, overall=True))
                 judged.append(budget.area_table(entries, metric, order=order))
                 judged.append(cutoffs.cutoff_table(entries, metric, order=order))
-                judged.append(stealth.stealth_table(entries, metric, undefended.default, order=order))
+                judged.append(stealth.attack_table(entries, metric, undefended.default, order=order))
             section.tables.extend(one for one in judged if one.rows)
     if accuracy and target_set is not None:  # accuracy on clean data has nothing of the target set
         section.tables.append(tables.accuracy_table("Accuracy, clean and attacked", entries, accuracy, order=order))

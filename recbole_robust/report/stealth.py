@@ -1,8 +1,8 @@
-"""How well simple scores tell the fakes from genuine users, beside what the fakes do: stealth has its price."""
+"""How well simple scores tell the fakes of an attack from genuine users, beside what they do: stealth has its price."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,17 +33,25 @@ def area(entries: Sequence[Entry], name: str) -> Measured:
     return Measured(interval, percent=False)
 
 
-def stealth_table(entries: Sequence[Entry], metric: str, undefended: str, *, order: Order) -> Table:
-    """Rows: attacks. Columns: the area of each score, the lift on the undefended model, and the number of seeds."""
+def attack_table(entries: Sequence[Entry], metric: str, undefended: str, *, order: Order) -> Table:
+    """Rows: attacks. Columns: the area of each score and the lift on the undefended model; then the number of fakes, of
+    items that each has rated beside the targets, and of seeds."""
     mine = [entry for entry in entries if entry.method == undefended]
     names = areas(mine)
-    header = ["attack", *(f"AUC, {name[:-4].replace('_', ' ')}" for name in names), f"lift of {metric}", "seeds"]
-    table = Table(f"Stealth beside the lift on {undefended}", header, [])
-    for attack in labels(mine, "attack", order) if names else ():
+    header = ["attack", *(f"AUC, {name[:-4].replace('_', ' ')}" for name in names), f"lift of {metric}"]
+    table = Table(f"The attacks on {undefended}: stealth, lift and budget", [*header, "fakes", "fillers", "seeds"], [])
+    for attack in labels(mine, "attack", order):
         at = [entry for entry in mine if entry.attack == attack]
         cells = [*(area(at, name) for name in names), measure(at, "lift", metric)]
-        if any(cell.interval for cell in cells[:-1]):
-            table.rows.append([attack, *cells, counts(cells)])
-    if table.rows:
+        budget = [_span(entry.poison.get(key) for entry in at) for key in ("n_fake_users", "n_fillers")]
+        if cells[-1].interval and any(entry.poison for entry in at):
+            table.rows.append([attack, *cells, *budget, counts(cells)])
+    if table.rows and names:
         table.notes.append("AUC 1: every fake stands out among the genuine users by this score; 0.5: none does.")
     return table
+
+
+def _span(values: Iterable[Any]) -> str:
+    """``28``, or ``28 to 30`` where they differ; ``-`` where none is told."""
+    told = [value for value in values if value is not None]
+    return " to ".join(str(value) for value in sorted({min(told), max(told)})) if told else "-"
