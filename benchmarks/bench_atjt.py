@@ -83,9 +83,8 @@ def epoch_of(folder: str, dataset: str, n_batches: int, **keys: Any) -> Epoch:
     trainer.model.train()
     trainer._train_epoch(Short(loader, 1), 0)
     cut = Short(loader, n_batches)
-    return Epoch(
-        lambda: trainer._train_epoch(cut, 1), lambda: trainer._hook("on_epoch_start", 1), len(cut), len(loader)
-    )
+    start = functools.partial(trainer._hook, "on_epoch_start", 1)
+    return Epoch(lambda: trainer._train_epoch(cut, 1), start, len(cut), len(loader))
 
 
 def main() -> None:
