@@ -16,7 +16,8 @@ from report_cells import METRICS, cell, write
 from recbole_robust import report
 from recbole_robust.properties_path import properties_dir
 from recbole_robust.report import load_published, load_results, render_markdown, write_report
-from recbole_robust.statistics import hierarchical_bootstrap
+from recbole_robust.report.tables import Measured
+from recbole_robust.statistics import Interval, hierarchical_bootstrap
 from recbole_robust.types import UserError
 
 
@@ -96,6 +97,12 @@ def test_published_stands_beside_its_own_targets_alone() -> None:
     for target_set, shown in (("apt_1", True), ("random_0", False)):
         labelled = cell(cell={**cell()["cell"], "target_set": target_set})
         assert ("(31.33)" in render([labelled], published="purifyaug_table1")) is shown
+
+
+def test_small_numbers_are_shown_as_they_are_published() -> None:
+    interval = Interval(0.00012, 0.0, 0.0004, 3, 3)
+    assert Measured(interval, percent=True, published=0.01).numbers == ["0.01", "0.00", "0.04"]
+    assert Measured(interval, percent=True, published=31.33).numbers == ["0.0", "0.0", "0.0"]
 
 
 def test_published_of_another_cutoff_is_not_shown() -> None:

@@ -80,7 +80,8 @@ class Measured:
     def numbers(self) -> list[str]:
         """The mean, and the ends of its interval where it has one, as they are shown; none where nothing was measured.
 
-        Percent and ranks have one digit after the point, small numbers three; a lift has its sign.
+        Percent and ranks have one digit after the point, beside published values below one percent two, small numbers
+        three; a lift has its sign.
         """
         if self.interval is None:
             return []
@@ -97,6 +98,8 @@ class Measured:
 
     def _number(self, value: float) -> str:
         digits = 1 if self.percent or abs(value) >= 10 else 3
+        if self.published is not None and self.published < 1:
+            digits = 2  # as it is published
         value = round(100 * value if self.percent else value, digits) + 0.0  # + 0.0: no minus before a zero
         return f"{value:+.{digits}f}" if self.signed else f"{value:.{digits}f}"
 
