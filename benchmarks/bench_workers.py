@@ -2,8 +2,8 @@
 
     python benchmarks/bench_workers.py [cells]
 
-The cells are MF and AT on ml-100k (RecBole's own copy), clean, one seed each; eight if not said. Asked: two workers take
-at most 0.65 of one's time, Ray's start included; Ray adds less than a second to a cell.
+The cells are MF and AT on ml-100k (RecBole's own copy), clean, one seed each; eight if not said. Asked: two workers
+take at most 0.65 of one's time, Ray's start included; Ray adds less than a second to a cell.
 """
 
 from __future__ import annotations
