@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import recbole
 import torch
+import yaml
 from recbole.data.interaction import Interaction
 from recbole.model.sequential_recommender import SASRec
 from torch.testing import assert_close
@@ -19,6 +20,7 @@ from recbole_robust.checkpoint import load_checkpoint
 from recbole_robust.data.load import prepare
 from recbole_robust.initialisation import build_model
 from recbole_robust.model.sequence_weights import weighted_mean
+from recbole_robust.properties_path import properties_dir
 from recbole_robust.quick_start import run_recbole_robust
 from recbole_robust.registry import recbole_models
 from recbole_robust.types import SAMPLE_WEIGHT
@@ -427,6 +429,13 @@ def test_the_preset_weighs_an_items_sequences_beside_each_other(config_of):
     sparse = model.auxiliary.item_means <= 0.02 * weights.mean() * 1.001  # nothing there seems clean
     assert_close(sums[~sparse], counts[~sparse], atol=1e-3, rtol=1e-3)
     assert (~sparse).sum() > 20 and (sums <= counts * 1.001).all()
+
+
+def test_the_calibrated_preset_is_the_corrected_one_calibrated(config_of):
+    files = [properties_dir() / "model" / f"ATJT-{name}.yaml" for name in ("corrected", "calibrated")]
+    corrected, calibrated = (yaml.safe_load(file.read_text(encoding="utf-8")) for file in files)
+    assert calibrated == {**corrected, "weight_temperature": "estimated"}
+    assert config_of("SASRec", preset="calibrated")["weight_temperature"] == "estimated"
 
 
 @pytest.mark.parametrize("keys", [{"recogniser_category": "age", **FEATURES}, {"recogniser_category": "class"}])
