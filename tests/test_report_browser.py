@@ -55,6 +55,16 @@ def test_every_figure_is_drawn(tmp_path: Path, options: tuple[str, ...]) -> None
     assert document.count('class="plot js-plotly-plot"') == 5
 
 
+@pytest.mark.skipif(shutil.which("pdftotext") is None, reason="no pdftotext (poppler-utils)")
+def test_what_is_folded_on_the_screen_is_on_the_paper(tmp_path: Path) -> None:
+    page, paper = tmp_path / "report.html", tmp_path / "report.pdf"
+    page.write_text(html([make_page(full_grid(), title="T", metrics=METRICS, published="purifyaug_table1")], "x"))
+    opened(page, tmp_path / "profile", f"--print-to-pdf={paper}")
+    text = subprocess.run(["pdftotext", "-layout", str(paper), "-"], capture_output=True, text=True, check=True).stdout
+    assert "targets: apt_1" in text and "targets: random_0" in text and "31.33" in text
+    assert "attack_size" in text and "for seed in" not in text
+
+
 def test_names_do_nothing(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text(html([evil_page()], EVIL), encoding="utf-8")
