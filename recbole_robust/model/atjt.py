@@ -7,6 +7,7 @@ Reference:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import Any
 
@@ -37,10 +38,11 @@ def atjt(base: Any) -> type:
         UserError: a model that sees no sequence; on construction, one whose loss cannot be weighed sample by sample.
     """
     if issubclass(base, ContextRecommender) and not getattr(base, "sees_history", False):
-        base = as_sequential(base)
+        with contextlib.suppress(UserError):  # told below
+            base = as_sequential(base)
     if getattr(base, "type", None) != ModelType.SEQUENTIAL:
-        raise UserError(f"base_model: expected a sequential or context-aware model, since ATJT weighs sequences, got "
-                        f"{base.__name__}")  # fmt: skip
+        raise UserError(f"base_model: expected a sequential or context-aware model (not DSSM), since ATJT weighs "
+                        f"sequences, got {base.__name__}")  # fmt: skip
 
     class ATJT(base):  # type: ignore[misc, valid-type]
         wraps_base_model = True
