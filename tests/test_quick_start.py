@@ -20,7 +20,7 @@ schema_version command model base_model dataset protocol attack defense seed con
 lift per_target baseline detection n_genuine best_epoch seconds peak_memory_mib device threads versions
 """
 # What selection saw; the targets of a clean run; the processor; how right ATJT's weights are.
-FURTHER_KEYS = ["valid", "target_items", "machine", "recognition"]
+FURTHER_KEYS = ["code", "valid", "target_items", "machine", "recognition"]
 
 
 # --- the file ------------------------------------------------------------------------------------------------------
