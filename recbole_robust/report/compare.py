@@ -60,7 +60,6 @@ class Shares:
     """What one method removes of the undefended lift, by attack, and what it keeps of its accuracy on clean data."""
 
     method: str
-    undefended: str
     removed: Mapping[str, Measured]
     kept: Mapping[str, Measured]
 
@@ -84,7 +83,7 @@ def shares(
             plain, own = (values_of(some, "clean", name) for some in (plain_entries, own_entries))
             kept[name] = _share(plain, own)
         if any(cell.interval for cell in removed.values()):
-            found.append(Shares(method, model, removed, kept))
+            found.append(Shares(method, removed, kept))
     return found
 
 

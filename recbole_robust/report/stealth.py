@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from recbole_robust.report.tables import Entry, Measured, Table, counts, labels, measure
+from recbole_robust.report.tables import Entry, Measured, Table, counts, labels, measure, span
 from recbole_robust.statistics import hierarchical_bootstrap
 
 Order = Mapping[str, Sequence[str]]
@@ -43,15 +43,9 @@ def attack_table(entries: Sequence[Entry], metric: str, undefended: str, *, orde
     for attack in labels(mine, "attack", order):
         at = [entry for entry in mine if entry.attack == attack]
         cells = [*(area(at, name) for name in names), measure(at, "lift", metric)]
-        budget = [_span(entry.poison.get(key) for entry in at) for key in ("n_fake_users", "n_fillers")]
+        budget = [span(entry.poison.get(key) for entry in at) for key in ("n_fake_users", "n_fillers")]
         if cells[-1].interval and any(entry.poison for entry in at):
             table.rows.append([attack, *cells, *budget, counts(cells)])
     if table.rows and names:
         table.notes.append("AUC 1: every fake stands out among the genuine users by this score; 0.5: none does.")
     return table
-
-
-def _span(values: Iterable[Any]) -> str:
-    """``28``, or ``28 to 30`` where they differ; ``-`` where none is told."""
-    told = [value for value in values if value is not None]
-    return " to ".join(str(value) for value in sorted({min(told), max(told)})) if told else "-"

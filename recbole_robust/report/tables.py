@@ -251,12 +251,13 @@ def counts(cells: Sequence[Measured]) -> str:
     """Seeds behind a row, "8 to 10" where its numbers differ; with the number of values where sets are pooled."""
     intervals = [cell.interval for cell in cells if cell.interval]
     seeds, values = ({getattr(interval, name) for interval in intervals} for name in ("n_groups", "n"))
-    text = " to ".join(str(count) for count in sorted({min(seeds), max(seeds)}))
-    return (
-        text
-        if seeds == values
-        else f"{text} ({' to '.join(str(n) for n in sorted({min(values), max(values)}))} values)"
-    )
+    return span(seeds) if seeds == values else f"{span(seeds)} ({span(values)} values)"
+
+
+def span(values: Iterable[Any]) -> str:
+    """``28``, or ``28 to 30`` where they differ; ``-`` where none is told."""
+    told = [value for value in values if value is not None]
+    return " to ".join(str(value) for value in sorted({min(told), max(told)})) if told else "-"
 
 
 def _differs(entries: Sequence[Entry], metric: str) -> bool:
