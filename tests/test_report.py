@@ -99,6 +99,21 @@ def test_published_stands_beside_its_own_targets_alone() -> None:
         assert ("(31.33)" in render([labelled], published="purifyaug_table1")) is shown
 
 
+def test_a_published_table_has_a_twin_in_its_shape() -> None:
+    methods = ("MF", "MF, decay 3e-5", "PurifyAugMF", "MF + APT")
+    attacks = ("Average", "Average, 105 fillers", "PGA", "Random")
+    cells = [cell(method, attack, seed) for method in methods for attack in attacks for seed in range(3)]
+    page = render(cells, published="purifyaug_table1", order={"method": methods})
+    header, *rows = table(page, "### As purifyaug_table1: targethr@50")
+    assert header == ["attack", "MF, clean", "MF", "PurifyAugMF", "MF + APT", "seeds"]
+    assert [row[0] for row in rows] == ["Average", "Random"]
+    assert [re.findall(r"\((.*?)\)", text)[0] for text in rows[0][1:-1]] == ["4.34", "31.33", "9.32", "9.17"]
+    long_rows = {row[0]: row for row in table(page, "### targethr@50")[1:]}
+    assert rows[0][1:3] == long_rows["MF"][1:3]  # the same numbers, with the same marks
+    cells = [cell("MF", "PGA", seed) for seed in range(3)]
+    assert "As purifyaug" not in render(cells, published="purifyaug_table1")
+
+
 def test_small_numbers_are_shown_as_they_are_published() -> None:
     interval = Interval(0.00012, 0.0, 0.0004, 3, 3)
     assert Measured(interval, percent=True, published=0.01).numbers == ["0.01", "0.00", "0.04"]

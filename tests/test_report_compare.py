@@ -185,17 +185,28 @@ def test_areas_are_those_of_the_files() -> None:
     cells += [sized("X", n, 0.5 * lift) for n, lift in curve.items()]
     page = make_page(cells, title="t", metrics=METRICS)
     (table,) = [table for table in page.sections[-1].tables if table.title.startswith("Area")]
-    assert table.header == ["method", "Average, up to 10 % fakes", "seeds"]
+    name = "Average, up to 10 % fakes"
+    assert table.header == ["method", f"{name}: area", f"{name}: removed, %", "seeds"]
     areas = [budget_area([5, 20, 100], [lift + 0.01 * seed for lift in curve.values()]) for seed in range(3)]
     first, second = (row[1] for row in table.rows)
     assert isinstance(first, Measured) and first.interval is not None and first.interval.n_groups == 3
     assert first.interval.mean == pytest.approx(np.mean(areas))
     assert isinstance(second, Measured) and second.numbers == [f"{50 * areas[0]:+.1f}"]
+    removed = [row[2] for row in table.rows]
+    assert all(isinstance(one, Measured) for one in removed)
+    assert removed[0].numbers == [] and removed[1].numbers == ["50.0"]
+
+
+def test_of_an_area_that_is_not_shown_nothing_is_removed() -> None:
+    cells = [sized("MF", n, lift, seed) for n in (5, 10) for seed, lift in enumerate((-0.01, 0.02, 0.01))]
+    cells += [sized("X", n, 0.0, seed) for n in (5, 10) for seed in range(3)]
+    table = budget.area_table(make_entries(cells), METRIC, compare.Undefended("MF"), order={})
+    assert [row[2].numbers for row in table.rows] == [[], []]
 
 
 def test_a_method_without_one_of_the_sizes_has_no_area() -> None:
     cells = [sized("MF", 5, 0.1), sized("MF", 10, 0.2), sized("X", 5, 0.1)]
-    table = budget.area_table(make_entries(cells), METRIC, order={})
+    table = budget.area_table(make_entries(cells), METRIC, compare.Undefended("MF"), order={})
     assert [row[0] for row in table.rows] == ["MF"]
 
 

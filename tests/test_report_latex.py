@@ -71,8 +71,10 @@ def test_a_tall_table_goes_on_in_another() -> None:
 
 def test_the_arrow_says_where_the_interval_lies() -> None:
     page = make_page([cell(seed=seed) for seed in range(5)], title="T", metrics=METRICS, published="purifyaug_table1")
-    (row,) = [row for row in rows_of(latex([page])) if "(4.34)" in row[1]]
-    assert row[1].endswith("(4.34)") and row[2].endswith("(31.33)")  # 4.2 [4.0, 4.4] and 32.0 [30.0, 34.0]
+    rows = [row for row in rows_of(latex([page])) if "(4.34)" in row[1]]
+    assert [row[0] for row in rows] == ["MF", "Average"]  # by method, and in the publication's shape
+    for row in rows:
+        assert row[1].endswith("(4.34)") and row[2].endswith("(31.33)")  # 4.2 [4.0, 4.4] and 32.0 [30.0, 34.0]
     far = [cell(seed=seed, attacked={**cell()["attacked"], "targethr@50": 0.5 + 0.001 * seed}) for seed in range(5)]
     assert r"(31.33)$^{\uparrow}$" in latex([make_page(far, title="T", metrics=METRICS, published="purifyaug_table1")])
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from recbole_robust.report.tables import Entry, Measured, Table, counts, is_percent, labels, measure, values_of
+from recbole_robust.report.compare import Undefended, is_gain, share_of
+from recbole_robust.report.tables import Entry, Key, Measured, Table, counts, is_percent, labels, measure, values_of
 from recbole_robust.statistics import budget_area, hierarchical_bootstrap
 
 Order = Mapping[str, Sequence[str]]
@@ -58,36 +59,47 @@ def points(entries: Sequence[Entry], curve: Curve, method: str, metric: str) -> 
     return {size: lift for size, lift in lifts.items() if lift.interval}
 
 
-def area(entries: Sequence[Entry], curve: Curve, method: str, metric: str) -> Measured:
-    """The area under a method's curve (:func:`recbole_robust.statistics.budget_area`), the mean over the units that
-    were measured at every size of it."""
+def areas(entries: Sequence[Entry], curve: Curve, method: str, metric: str) -> dict[Key, float]:
+    """The area under a method's curve (:func:`recbole_robust.statistics.budget_area`), by unit, of those that were
+    measured at every size of it."""
     mine = [entry for entry in entries if entry.method == method]
     lifts = [values_of([e for e in mine if e.attack == attack], "lift", metric) for attack in curve.sizes.values()]
     keys = [key for key in lifts[0] if all(key in values for values in lifts)]
-    if not keys:
-        return Measured(None, is_percent(metric), signed=True)
-    areas = [budget_area(list(curve.sizes), [values[key] for values in lifts]) for key in keys]
-    interval = hierarchical_bootstrap(areas, [seed for seed, _ in keys], rng=np.random.default_rng(0))
-    return Measured(interval, is_percent(metric), signed=True)
+    return {key: budget_area(list(curve.sizes), [values[key] for values in lifts]) for key in keys}
 
 
-def area_table(entries: Sequence[Entry], metric: str, *, order: Order) -> Table:
-    """Rows: methods. Columns: the area under the budget curve of each attack; then the number of seeds."""
+def area_table(entries: Sequence[Entry], metric: str, undefended: Undefended, *, order: Order) -> Table:
+    """Rows: methods. Columns: for each attack the area under the budget curve, and what that is less than the
+    undefended model's, as a share of it where it is shown to be above 0; then the number of seeds."""
     found = curves(entries, order)
     table = Table(f"Area under the budget curve: mean lift of {metric}", ["method"], [])
     for curve in found:
-        table.header.append(f"{curve.name}, up to {100 * max(curve.sizes):.3g} % fakes")
+        name = f"{curve.name}, up to {100 * max(curve.sizes):.3g} % fakes"
+        table.header += [f"{name}: area", f"{name}: removed, %"]
     table.header.append("seeds")
     for method in labels(entries, "method", order) if found else ():
-        cells = [area(entries, curve, method, metric) for curve in found]
+        cells, model = [], undefended.of(method)
+        for curve in found:
+            own = areas(entries, curve, method, metric)
+            plain = areas(entries, curve, model, metric) if model is not None else {}
+            removed = {key: plain[key] - own[key] for key in own if key in plain}
+            cells.append(_mean(own, is_percent(metric)))
+            cells.append(share_of(plain, removed) if is_gain(plain) else Measured(None, percent=True))
         if any(cell.interval for cell in cells):
             table.rows.append([method, *cells, counts(cells)])
     if table.rows:
         table.notes.append(
-            "The mean lift over all attack sizes from none to the largest, by straight lines between the sizes that "
-            "were run; without fakes the lift is 0."
+            "Area: the mean lift over all attack sizes from none to the largest, by straight lines between the sizes "
+            "that were run; without fakes the lift is 0. Removed: of the undefended model's area."
         )
     return table
+
+
+def _mean(values: Mapping[Key, float], percent: bool) -> Measured:
+    if not values:
+        return Measured(None, percent, signed=True)
+    seeds, rng = [seed for seed, _ in values], np.random.default_rng(0)
+    return Measured(hierarchical_bootstrap(list(values.values()), seeds, rng=rng), percent, signed=True)
 
 
 def _beside_size(config: Mapping[str, Any]) -> str:

@@ -78,10 +78,10 @@ def shares(
         removed, kept = {}, {}
         for attack in judged:
             plain, own = _paired([plain_entries, own_entries], attack, metric)
-            removed[attack] = _share(plain, {key: plain[key] - own[key] for key in own if key in plain})
+            removed[attack] = share_of(plain, {key: plain[key] - own[key] for key in own if key in plain})
         for name in accuracy:
             plain, own = (values_of(some, "clean", name) for some in (plain_entries, own_entries))
-            kept[name] = _share(plain, own)
+            kept[name] = share_of(plain, own)
         if any(cell.interval for cell in removed.values()):
             found.append(Shares(method, removed, kept))
     return found
@@ -185,10 +185,10 @@ def gain_table(
             )
             interval = hierarchical_bootstrap(list(change.values()), seeds, rng=np.random.default_rng(0))
             room = {key: bound[key] - base[key] for key in keys if key in bound}
-            share = _share(room, change) if _gains(room) else Measured(None, percent=True)
+            share = share_of(room, change) if is_gain(room) else Measured(None, percent=True)
             told: list[str | Measured] = [
                 gain["method"], gain["over"], metric, Measured(interval, is_percent(metric), signed=True),
-                replace(_share(base, change), signed=True),
+                replace(share_of(base, change), signed=True),
             ]  # fmt: skip
             tests.append((told, p, share, str(len(keys))))
     for (told, p, share, n), adjusted in zip(tests, holm([p for _, p, _, _ in tests]), strict=True):
@@ -201,7 +201,7 @@ def gain_table(
     return table
 
 
-def _gains(room: Mapping[Key, float]) -> bool:
+def is_gain(room: Mapping[Key, float]) -> bool:
     """Whether a bound is shown to gain: a share of nothing measures nothing."""
     if not room:
         return False
@@ -257,7 +257,7 @@ def _paired(both: Sequence[Sequence[Entry]], attack: str, metric: str) -> list[d
     return [values_of([e for e in some if e.attack == attack], "lift", metric) for some in both]
 
 
-def _share(whole: Mapping[Key, float], part: Mapping[Key, float]) -> Measured:
+def share_of(whole: Mapping[Key, float], part: Mapping[Key, float]) -> Measured:
     """The mean of ``part`` as a share of the mean of ``whole``, over the units that both have.
 
     The interval is that of the ratio, linearised: where the share is the same in each unit, it is a point.

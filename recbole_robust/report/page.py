@@ -12,7 +12,7 @@ from typing import Any
 
 from recbole_robust.report import budget, compare, cutoffs, stealth, tables
 from recbole_robust.report.compare import Undefended
-from recbole_robust.report.published import Published, load_published
+from recbole_robust.report.published import Published, load_published, published_table
 from recbole_robust.report.tables import Entry, Table
 
 Order = Mapping[str, Sequence[str]]
@@ -180,14 +180,15 @@ def _section(
             table.notes += [note for model in undefended.models for note in _strength(entries, metric, model, order)]
         section.tables.append(table)
         if metric == judged_by:
+            beside = [published_table(entries, metric, published, undefended.default, order=order)] if published else []
             title = f"Share of {undefended.name}'s lift removed, share of its accuracy on clean data kept"
-            judged = [compare.defense_table(title, entries, metric, accuracy, undefended, order=order)]
+            judged = [*beside, compare.defense_table(title, entries, metric, accuracy, undefended, order=order)]
             if last:
                 title = f"Lift of {metric} against {undefended.name}'s, paired tests"
                 judged.append(compare.comparison_table(title, entries, metric, undefended, order=order))
                 title = f"Mean lift of {metric} over these attacks against {undefended.name}'s, paired tests"
                 judged.append(compare.comparison_table(title, entries, metric, undefended, order=order, overall=True))
-                judged.append(budget.area_table(entries, metric, order=order))
+                judged.append(budget.area_table(entries, metric, undefended, order=order))
                 judged.append(cutoffs.cutoff_table(entries, metric, order=order))
                 judged.append(stealth.attack_table(entries, metric, undefended.default, order=order))
             section.tables.extend(one for one in judged if one.rows)

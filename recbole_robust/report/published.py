@@ -1,15 +1,15 @@
-"""Published tables: a CSV file of percentages, and the value that stands beside a measured one."""
+"""Published tables: a CSV file of percentages, the value beside a measured one, and measured values in that shape."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from recbole_robust.properties_path import properties_dir
-from recbole_robust.report.tables import Entry
+from recbole_robust.report.tables import Entry, Table, counts, labels, measure
 from recbole_robust.types import UserError
 
 UNNAMED_TARGETS = "default"  # what a grid without target sets calls the protocol's
@@ -54,6 +54,33 @@ class Published:
                 if key in self.values:
                     return Beside(self.values[key], attack == entry.attack)
         return None
+
+
+def published_table(
+    entries: Sequence[Entry], metric: str, published: Published, undefended: str, *, order: Mapping[str, Sequence[str]]
+) -> Table:
+    """Measured beside published in the shape of such a publication. Rows: its attacks. Columns: the undefended model on
+    clean data, then each of its methods under the attack; then the number of seeds.
+
+    No rows where nothing of the entries was published.
+    """
+
+    def compared(entry: Entry) -> bool:
+        beside = published.lookup(entry, metric)
+        return beside is not None and beside.same
+
+    there = [entry for entry in entries if entry.attack is not None and compared(entry)]
+    methods = labels(there, "method", order)
+    table = Table(f"As {published.name}: {metric} in percent under each attack", ["attack"], [])
+    table.header += [f"{undefended}, clean", *methods, "seeds"]
+    clean = [entry for entry in entries if entry.method == undefended]
+    for attack in labels(there, "attack", order):
+        cells = [measure(clean, "clean", metric, published=published.lookup)]
+        for method in methods:
+            at = [entry for entry in there if (entry.attack, entry.method) == (attack, method)]
+            cells.append(measure(at, "attacked", metric, published=published.lookup))
+        table.rows.append([attack, *cells, counts(cells)])
+    return table
 
 
 def load_published(name: str | Path) -> Published:
