@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,10 @@ from typing import Any
 from recbole_robust.report import plots
 from recbole_robust.report.page import Page, Section
 from recbole_robust.report.settings import settings_of
-from recbole_robust.report.tables import Measured, Table, grouped
+from recbole_robust.report.tables import VERDICTS, Measured, Table, Verdict, grouped
 
 _FOLDER = Path(__file__).parent
-_VERDICTS = {
-    "inside": ("●", "the published value lies inside the measured interval"),
-    "above": ("▲", "the measured interval lies above the published value"),
-    "below": ("▼", "the measured interval lies below the published value"),
-}
-_NO_VERDICT = ("○", "not to be compared: one seed, or a label of its own for what the publication attacked with")
+_MARKS: Mapping[Verdict | None, str] = {"inside": "●", "above": "▲", "below": "▼", None: "○"}
 
 
 def html(pages: Sequence[Page], source: str) -> str:
@@ -96,11 +91,10 @@ def _contents(pages: Sequence[Page]) -> Iterable[str]:
 def _part(page: Page, key: str, drawn: list[plots.Figure]) -> Iterable[str]:
     yield f'<article id="{key}"><h1>{escape(page.title)}</h1><p>{escape(page.summary)}</p>'
     if page.published:
-        told = {**_VERDICTS, "": _NO_VERDICT}
-        marks = "; ".join(f"{_mark(name)} {text}" for name, (_, text) in told.items())
+        marks = "; ".join(f"{_mark(verdict)} {text}" for verdict, text in VERDICTS.items())
         yield (
             f"<p>Behind a mark stands the published value (<code>{escape(page.published.name)}</code>, percent), for "
-            f"the publication's own targets and settings: {marks}.</p>"
+            f"the publication's own targets and settings; {marks}.</p>"
         )
     if page.failed:
         n_cells = page.n_results + len(page.failed)
@@ -204,8 +198,8 @@ def _cell(cell: str | Measured) -> str:
     return text
 
 
-def _mark(verdict: str | None) -> str:
-    mark, text = _VERDICTS.get(verdict or "", _NO_VERDICT)
+def _mark(verdict: Verdict | None) -> str:
+    mark, text = _MARKS[verdict], VERDICTS[verdict]
     return f'<span class="verdict {verdict or "unknown"}" role="img" aria-label="{text}" title="{text}">{mark}</span>'
 
 

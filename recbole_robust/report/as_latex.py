@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from recbole_robust.report.page import Page
-from recbole_robust.report.tables import Measured, Table, grouped
+from recbole_robust.report.tables import VERDICTS, Measured, Table, Verdict, grouped
 
 HEAD = r"""\documentclass{article}
 \usepackage[T1]{fontenc}
@@ -41,7 +41,12 @@ _SPECIAL = {
     "]": "{]}",
     "∞": r"$\infty$",
 }
-_MARKS = {"above": r"$^{\uparrow}$", "below": r"$^{\downarrow}$", "inside": "", None: r"$^{\circ}$"}
+_MARKS: Mapping[Verdict | None, str] = {
+    "inside": "",
+    "above": r"$^{\uparrow}$",
+    "below": r"$^{\downarrow}$",
+    None: r"$^{\circ}$",
+}
 
 
 def latex(pages: Sequence[Page]) -> str:
@@ -63,8 +68,7 @@ def _page(page: Page) -> Iterable[str]:
             f"In parentheses: the published value ({page.published.name}, percent), for the publication's own targets "
             "and settings;"
         )
-        yield r"$\uparrow$: the whole interval lies above it, $\downarrow$: below it, no mark: around it,"
-        yield r"$\circ$: not to be compared (one seed, or a label of its own for what the publication attacked with)."
+        yield "; ".join(f"{_MARKS[verdict] or 'no mark'}: {text}" for verdict, text in VERDICTS.items()) + "."
     yield from (escape(line) for line in page.audit)
     yield ""
     for section in page.sections:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from recbole_robust.report.page import Page
 from recbole_robust.report.settings import settings_of
-from recbole_robust.report.tables import Measured, Table
+from recbole_robust.report.tables import VERDICTS, Measured, Table, Verdict
 
-_MARKS = {"above": " ▲", "below": " ▼", "inside": "", None: " ○"}
+_MARKS: Mapping[Verdict | None, str] = {"inside": "", "above": " ▲", "below": " ▼", None: " ○"}
 
 
 def markdown(page: Page, pictures: Mapping[str, str] | None = None) -> str:
@@ -38,11 +38,11 @@ def escape(text: str) -> str:
 def _preamble(page: Page) -> list[str]:
     lines = [page.summary]
     if page.published:
+        marks = "; ".join(f"{_MARKS[verdict].strip() or 'no mark'}: {text}" for verdict, text in VERDICTS.items())
         lines += [
             "",
             f"In parentheses: the published value (`{page.published.name}`, percent), for the publication's own "
-            "targets and settings. ▲: the whole interval lies above it, ▼: below it, no mark: around it, ○: not to be "
-            "compared (one seed, or a label of its own for what the publication attacked with).",
+            f"targets and settings; {marks}.",
         ]
     n_failed = len(page.failed)
     if n_failed:

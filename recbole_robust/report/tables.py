@@ -21,6 +21,12 @@ from recbole_robust.types import UserError
 
 Key = tuple[int, str]  # (seed, target set): the unit that is averaged over
 Verdict = Literal["inside", "above", "below"]
+VERDICTS: Mapping[Verdict | None, str] = {  # what the mark beside a published value says
+    "inside": "the published value lies inside the measured interval",
+    "above": "the measured interval lies above the published value",
+    "below": "the measured interval lies below the published value",
+    None: "not to be compared (one seed, or a label of its own for what the publication attacked with)",
+}
 
 METRICS = ("targethr", "targetndcg", "targetrank", "hit", "recall", "ndcg", "tailhit", "itemcoverage")
 _PERCENT = re.compile(
