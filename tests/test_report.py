@@ -120,6 +120,19 @@ def test_small_numbers_are_shown_as_they_are_published() -> None:
     assert Measured(interval, percent=True, published=31.33).numbers == ["0.0", "0.0", "0.0"]
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (0.0, 0.00004, "below"),
+        (0.0, 0.00006, "inside"),  # 0.006 %, published as 0.01
+        (0.00014, 0.001, "inside"),
+        (0.00016, 0.001, "above"),
+    ],
+)
+def test_a_published_value_is_rounded(low, high, verdict) -> None:
+    assert Measured(Interval((low + high) / 2, low, high, 3, 3), percent=True, published=0.01).verdict == verdict
+
+
 def test_published_of_another_cutoff_is_not_shown() -> None:
     one = cell()
     for part in ("clean", "attacked", "lift"):

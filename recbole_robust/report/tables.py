@@ -28,6 +28,8 @@ VERDICTS: Mapping[Verdict | None, str] = {  # what the mark beside a published v
     None: "not to be compared (one seed, or a label of its own for what the publication attacked with)",
 }
 
+HALF_DIGIT = 0.005  # a published value may be so far from what its authors measured: it is rounded to two digits
+
 METRICS = ("targethr", "targetndcg", "targetrank", "hit", "recall", "ndcg", "tailhit", "itemcoverage")
 _PERCENT = re.compile(
     r"(targethr(_\w+)?|targetndcg(_\w+)?|hit|recall|precision|ndcg|map|mrr|tailhit|itemcoverage|tailpercentage)(@\d+)?"
@@ -99,8 +101,9 @@ class Measured:
         """Where the measurement lies beside the published value; None where it is not to be told, or one is missing."""
         if self.interval is None or self.published is None or not self.judged or math.isnan(self.interval.low):
             return None
-        published = self.published / 100 if self.percent else self.published
-        return "above" if self.interval.low > published else "below" if self.interval.high < published else "inside"
+        unit = 0.01 if self.percent else 1.0
+        least, most = (unit * (self.published + end) for end in (-HALF_DIGIT, HALF_DIGIT))
+        return "above" if self.interval.low > most else "below" if self.interval.high < least else "inside"
 
     def _number(self, value: float) -> str:
         digits = 1 if self.percent or abs(value) >= 10 else 3
