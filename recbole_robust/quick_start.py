@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import logging
 import os
@@ -24,7 +23,7 @@ from recbole_robust import results
 from recbole_robust.baselines import baseline_config
 from recbole_robust.complaints import blaming
 from recbole_robust.config import POISON_KEYS, TARGET_KEYS, Config
-from recbole_robust.data.card import PoisonCard, bytes_digest
+from recbole_robust.data.card import PoisonCard
 from recbole_robust.data.injection import without_fakes
 from recbole_robust.data.load import data_digest, prepare
 from recbole_robust.data.poison import targets_of
@@ -229,15 +228,9 @@ def _clean_path(config: Config) -> str:
     if not ranks_targets and not config["noise_ratio"] and not config["new_fans"]:
         measured += [*TARGET_KEYS, "target_sets"]
     key = config.key(without=[*POISON_KEYS, *measured])
-    version = "-".join([data_digest(config), recbole_robust.__version__, _training_code(), torch.__version__])
+    version = "-".join([data_digest(config), recbole_robust.__version__, results.code_digest(), torch.__version__])
     name = hashlib.sha256(f"{key}-{version}".encode()).hexdigest()[:12]
     return os.path.join(config["output_dir"], "clean", f"{config['model']}-{config['dataset']}-{name}.pth")
-
-
-@functools.cache
-def _training_code() -> str:
-    """A hash of all our sources: who works on a model, or on what it calls, gets no weights of its older self."""
-    return bytes_digest(sorted(Path(__file__).parent.rglob("*.py")))[:12]
 
 
 def _measure(config: Config, trained: Trained) -> tuple[dict[str, float], dict[str, dict[str, float]], int]:
@@ -314,7 +307,7 @@ def run_recbole_robust(
             "device": str(config["device"]),
             "threads": torch.get_num_threads(),
             "versions": results.versions(),
-            "code": _training_code(),
+            "code": results.code_digest(),
             "machine": platform.machine(),
         },
     )

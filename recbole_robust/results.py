@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -19,7 +20,7 @@ from recbole.utils.logger import RemoveColorFilter
 import recbole_robust
 from recbole_robust.complaints import SuspectedKeys, complaint_of_recbole
 from recbole_robust.config import Config
-from recbole_robust.data.card import files_digest
+from recbole_robust.data.card import bytes_digest, files_digest
 from recbole_robust.json_kinds import MAPPING, NUMBER, TEXT, TEXTS, WHOLE, Kind, are_metrics, is_number, or_null, short
 from recbole_robust.types import Outcome, UserError
 from recbole_robust.whole_files import written_whole
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from recbole_robust.poisoning import StoredCard
 
 SCHEMA_VERSION = 1
+NOT_OF_A_RUN = (  # what only stands above a run, in the layers of docs/principles.md
+    "statistics.py", "grid.py", "reuse.py", "schedule.py", "cluster.py", "benchmark.py", "cli.py",
+    "sweep", "report", "audit",
+)  # fmt: skip
 SHOWN = (
     "model", "dataset", "protocol", "attack", "defense", "seed", "config", "poison", "clean", "attacked", "lift",
     "baseline", "detection", "recognition", "target_items",
@@ -138,6 +143,16 @@ def versions() -> dict[str, str]:
     for package in ("recbole", "torch", "numpy", "pandas", "scipy"):
         found[package] = metadata.version(package)
     return found
+
+
+@functools.cache
+def code_digest() -> str:
+    """A hash of our sources that a result may depend on: who works on a model, or on what it calls, is given no weights
+    and no results of its older self.
+    """
+    package = Path(__file__).parent
+    files = (path for path in sorted(package.rglob("*.py")) if path.relative_to(package).parts[0] not in NOT_OF_A_RUN)
+    return bytes_digest(files)[:12]
 
 
 def command_of(config: Config, command_line) -> str:

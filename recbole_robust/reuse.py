@@ -1,8 +1,9 @@
 """Cells that other grids have run: their results, taken for those of this grid that are equal.
 
-Equal are cells of one command line (the keys that the grids set in whatever order, less where they run) and one
-resolved configuration. A key that the older result does not know is new since: what changes old numbers is in the
-changelog. That the data are those of today is what an audit checks, by the hash of the split.
+Equal are cells of one command line (the keys that the grids set in whatever order, less where they run), one resolved
+configuration and one code (:func:`recbole_robust.results.code_digest`). That the data are those of today, and the
+fake users those of the cells beside, is what an audit checks: the profiles of an attack that learns may differ from one
+kind of processor to another.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import recbole_robust
 from recbole_robust.grid import RUN_DEFAULTS, Cell
 from recbole_robust.types import UserError
 
@@ -56,28 +56,21 @@ def _by_command(folder: Path, wanted: set[frozenset[str]]) -> dict[frozenset[str
 
 
 def _is_whole(result: Any) -> bool:
-    """Whether it is the result of a cell that has not failed, made by this version."""
+    """Whether it is the result of a cell that has not failed."""
     return (
         isinstance(result, Mapping)
         and "error" not in result
         and isinstance(result.get("cell"), Mapping)
         and isinstance(result.get("command"), str)
         and isinstance(result.get("config"), Mapping)
-        and isinstance(result.get("versions"), Mapping)
-        and result["versions"].get("recbole_robust") == recbole_robust.__version__
     )
 
 
 def _is_of(result: Mapping[str, Any], cell: Cell) -> bool:
     from recbole_robust.config import Config  # here, so that a grid can be read without torch
+    from recbole_robust.results import code_digest
 
+    if result.get("code") != code_digest():
+        return False
     keys = {**RUN_DEFAULTS, **cell.keys}
-    now = Config(keys.pop("model"), keys.pop("dataset"), config_dict=keys).resolved()
-    return _agrees(now, result["config"])
-
-
-def _agrees(now: Any, then: Any) -> bool:
-    """Equal, but for keys of mappings that are new since."""
-    if isinstance(now, Mapping) and isinstance(then, Mapping):
-        return all(key in now and _agrees(now[key], value) for key, value in then.items())
-    return bool(now == then)
+    return bool(Config(keys.pop("model"), keys.pop("dataset"), config_dict=keys).resolved() == result["config"])

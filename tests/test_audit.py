@@ -402,6 +402,10 @@ def one_version_is_other(grid):
     edit(cells(grid)[0], lambda r: r["versions"].update(torch="1.0"))
 
 
+def one_cell_has_other_code(grid):
+    edit(cells(grid)[0], lambda r: r.update(code="c" * 12))
+
+
 def one_cell_is_missing(grid):
     cells(grid)[1].unlink()
 
@@ -424,6 +428,14 @@ def one_cell_has_other_targets(grid):
 
 def one_cell_has_other_fakes(grid):
     edit(cells(grid, "Pop")[0], lambda r: r["poison"].update(hash="d" * 12))
+
+
+def one_cell_has_other_fakes_and_an_older_config(grid):
+    def change(result):
+        result["poison"].update(hash="d" * 12)
+        del result["config"]["rm_dup_inter"]  # a key that is new since
+
+    edit(cells(grid, "Pop")[0], change)
 
 
 def one_cell_has_another_seed(grid):
@@ -451,6 +463,11 @@ GRID_FAULTS: dict[Callable[[Path], None], tuple[str, str]] = {
     one_cell_has_other_fakes: (
         "one poison for all methods under an attack",
         r"expected one poison card for seed 0, \w{12} as in .*, got d{12}"),
+    one_cell_has_other_fakes_and_an_older_config: (
+        "one poison for all methods under an attack",
+        r"expected one poison card for seed 0, \w{12} as in .*, got d{12}"),
+    one_cell_has_other_code: (
+        "one code of this package", r"expected one code, got (?=.*\bc{12} \(1 results\)).*\b\w{12} \(3 results\)"),
     one_version_is_other: (
         "one version of every package", r"expected one version of torch, got 1.0 \(1 results\), \S+ \(3 results\)"),
     hit_and_ndcg_only: (
@@ -461,8 +478,8 @@ GRID_FAULTS: dict[Callable[[Path], None], tuple[str, str]] = {
 
 def test_a_good_grid_passes_and_its_report_says_so(grid):
     found = audit_files(grid)
-    assert failures(found) == {} and len(found) == 14
-    line = "Audit: all 13 checks of these files passed."  # without the splits, which would read the data
+    assert failures(found) == {} and len(found) == 15
+    line = "Audit: all 14 checks of these files passed."  # without the splits, which would read the data
     assert line in (grid / "report.md").read_text()
     for format in ("markdown", "latex", "html"):
         assert line in write_report(grid, format=format).read_text()
@@ -482,15 +499,15 @@ def test_the_report_lists_what_failed_and_knows_an_old_audit(grid):
     record_audit(grid)
     for format in ("markdown", "latex", "html"):
         page = write_report(grid, format=format).read_text()
-        assert "Audit: 1 of 13 checks of these files failed." in page
+        assert "Audit: 1 of 14 checks of these files failed." in page
         assert "FAILED: one version of every package: expected one version of torch, got 1.0" in page
 
 
 def test_the_command_records_the_audit_of_a_grid(grid, capsys):
     one_version_is_other(grid)
     assert cli.main(["audit", str(grid), "--splits=false"]) == 1
-    assert "Audit: 1 of 13 checks" in write_report(grid).read_text()
-    assert capsys.readouterr().out.splitlines()[-1] == "audit: 1 of 13 checks failed"
+    assert "Audit: 1 of 14 checks" in write_report(grid).read_text()
+    assert capsys.readouterr().out.splitlines()[-1] == "audit: 1 of 14 checks failed"
 
 
 def test_an_audit_file_that_is_none(grid):

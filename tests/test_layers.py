@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import pytest
 
+from recbole_robust.results import NOT_OF_A_RUN
+
 PACKAGE = "recbole_robust"
 SOURCE = Path(__file__).parents[1] / PACKAGE
 
@@ -193,3 +195,10 @@ def _tree(tmp_path: Path, path: str, line: str) -> Path:
         file.write_text("")
     (source / path).write_text(f"{line}\n")
     return source
+
+
+def test_what_a_run_does_not_depend_on_is_what_stands_above_it() -> None:
+    level = next(i for i, units in enumerate(LAYERS) if "quick_start" in units)
+    above = {unit for units in LAYERS[level + 1 :] for unit in units}
+    assert {name.removesuffix(".py") for name in NOT_OF_A_RUN} == above
+    assert all((SOURCE / name).exists() for name in NOT_OF_A_RUN)

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-import recbole_robust
 from recbole_robust.benchmark import run_grid
 from recbole_robust.config import Config
+from recbole_robust.results import code_digest
 from recbole_robust.schedule import plan_grid
 from recbole_robust.types import UserError
 
@@ -45,7 +45,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
             "schema_version": 1,
             "model": model,
             "config": config.resolved(),
-            "versions": {"recbole_robust": recbole_robust.__version__},
+            "code": code_digest(),
             "clean": {"hit@50": 0.25},
             "number": len(calls),
         }
@@ -100,13 +100,27 @@ def test_the_plan_tells_of_them(tmp_path: Path, ran: list[Any]) -> None:
     [
         lambda result: result["config"].update(embedding_size=8),
         lambda result: result["config"].update(a_key_that_is_gone=1),
-        lambda result: result["versions"].update(recbole_robust="0.0.0"),
+        lambda result: result["config"].pop("weight_decay"),
+        lambda result: result["config"]["attack_args"].pop("intent"),
+        lambda result: result.update(code="0" * 12),
+        lambda result: result.pop("code"),
         lambda result: result.update(error="UserError: it failed"),
         lambda result: result.update(command=result["command"] + " --epochs=1"),
         lambda result: result.pop("config"),
         lambda result: result.pop("cell"),
     ],
-    ids=["another value", "a key that is gone", "another version", "failed", "another command", "no config", "no cell"],
+    ids=[
+        "another value",
+        "a key that is gone",
+        "a new key",
+        "a new argument",
+        "another code",
+        "no code",
+        "failed",
+        "another command",
+        "no config",
+        "no cell",
+    ],
 )
 def test_what_differs_runs(tmp_path: Path, ran: list[Any], edit: Callable[[dict[str, Any]], None]) -> None:
     run(FIRST, tmp_path)
@@ -114,16 +128,6 @@ def test_what_differs_runs(tmp_path: Path, ran: list[Any], edit: Callable[[dict[
     ran.clear()
     found = run(SECOND, tmp_path, reuse=tmp_path / "first")
     assert (len(ran), found.n_reused) == (8, 0)
-
-
-@pytest.mark.parametrize("within", ["config", "attack_args"])
-def test_a_key_that_is_new_since_does_not_matter(tmp_path: Path, ran: list[Any], within: str) -> None:
-    run(FIRST, tmp_path)
-    if within == "config":
-        edited(tmp_path / "first", lambda result: result["config"].pop("imputed_weight", None))
-    else:
-        edited(tmp_path / "first", lambda result: result["config"]["attack_args"].pop("intent"))
-    assert run(SECOND, tmp_path, reuse=tmp_path / "first").n_reused == 4
 
 
 def test_force_and_files_of_another_kind(tmp_path: Path, ran: list[Any]) -> None:

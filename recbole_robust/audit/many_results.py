@@ -59,11 +59,11 @@ def one_target_set_a_seed(results: Results) -> Iterator[str]:
 
 
 def one_poison_an_attack(results: Results) -> Iterator[str]:
-    """All methods of a seed face the same fake profiles."""
+    """All methods of a seed whose split is one face the same fake profiles."""
 
     def key(result: Mapping[str, Any]) -> tuple[Any, ...]:
         cell = result.get("cell") or {}
-        return (*_place(result), *_split_of(result), cell.get("attack"), cell.get("target_set"))
+        return (*_place(result), result.get("split_hash"), cell.get("attack"), cell.get("target_set"))
 
     some = [{**result, "hash": result["poison"]["hash"]} for result in results if result.get("poison")]
     yield from _one_value(some, key, "hash", "poison card")
@@ -76,6 +76,14 @@ def versions_are_one(results: Results) -> Iterator[str]:
         if len(counts) > 1:
             told = ", ".join(f"{version} ({n} results)" for version, n in sorted(counts.items()))
             yield f"expected one version of {name}, got {told}"
+
+
+def code_is_one(results: Results) -> Iterator[str]:
+    """All were made by the same sources of this package; of results older than the key ``code`` nobody knows."""
+    counts = Counter(str(result["code"]) for result in results if result.get("code"))
+    if len(counts) > 1:
+        told = ", ".join(f"{code} ({n} results)" for code, n in sorted(counts.items()))
+        yield f"expected one code, got {told}"
 
 
 def no_trivial_ranking_wins(results: Results) -> Iterator[str]:
@@ -128,6 +136,7 @@ CHECKS: dict[str, Callable[[Results], Iterator[str]]] = {
     "one list of targets for all rows of a seed": one_target_set_a_seed,
     "one poison for all methods under an attack": one_poison_an_attack,
     "one version of every package": versions_are_one,
+    "one code of this package": code_is_one,
     "no trivial ranking wins on all metrics": no_trivial_ranking_wins,
 }
 
