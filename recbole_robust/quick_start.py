@@ -274,8 +274,8 @@ def run_recbole_robust(
         command: the command line to record; None makes one from the arguments.
 
     Returns:
-        The content of result.json (DESIGN: Run), with its ``path``. An equal run's file is reused, unless
-        ``force`` is set or the weights that it exported have gone.
+        The content of result.json (DESIGN: Run), with its ``path``. An equal run's file is reused, if these sources
+        made it, unless ``force`` is set or the weights that it exported have gone.
     """
     started = time.perf_counter()
     command_line = command_line if isinstance(command_line, Mapping) else list(command_line)
@@ -283,7 +283,9 @@ def run_recbole_robust(
     path = Path(config["output_dir"]) / results.run_key(config, data_digest(config)) / "result.json"
     exported = config["export_weights"] is None or os.path.isfile(config["export_weights"])
     if path.is_file() and exported and not config["force"]:
-        return {**results.read(path), "path": str(path)}
+        kept = results.read(path)
+        if kept.get("code") == results.code_digest():
+            return {**kept, "path": str(path)}
     log = Path(config["output_dir"]) / "log" / f"{path.parent.name}.log"
     with results.log_to(log), blaming(config.unchecked_keys):
         planning = time.perf_counter()

@@ -121,6 +121,17 @@ def test_an_equal_run_is_reused_until_forced(run, trainings):
     assert numbers(again) == numbers(first)
 
 
+def test_a_run_of_other_sources_runs_again(run, trainings):
+    first = run(**ATTACK)
+    path = Path(first.pop("path"))
+    for other in ({**first, "code": "0" * 12}, {key: value for key, value in first.items() if key != "code"}):
+        path.write_text(json.dumps(other))
+        del trainings[:]
+        again = run(**ATTACK)
+        assert trainings[-1] == "MF attacked"
+        assert again["code"] == first["code"] and numbers(again) == numbers(first)
+
+
 def replaced_at(result: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
     """The result with another value at a place such as ``poison.n_fillers``."""
     first, _, rest = place.partition(".")
