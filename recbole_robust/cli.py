@@ -27,7 +27,7 @@ attack     make the fake profiles of an attack and train no victim; prints the p
            attack sees: MF if you name none, or BPR where the data set has no ratings
 benchmark  run a grid of such runs, one JSON a cell; goes on where it was. --workers=2: two at once, on Ray;
            --address: on a Ray cluster (auto: the one on this machine); --reuse: take equal cells from the results of
-           other grids in a folder; --dry-run: what would run, about how long
+           other grids in a folder, if these sources made them; --dry-run: what would run, about how long
 sweep      search for the best configuration by Ray Tune, on validation data only; writes trials.json, a table and
            best.yaml, which --config_files=best.yaml takes; --resume goes on with a sweep that was stopped
 report     render the cells of a folder: Markdown (with --pictures: SVG beside it), LaTeX tables, or one HTML page

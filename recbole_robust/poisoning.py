@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 import recbole_robust
-from recbole_robust import group_evidence, registry, results
+from recbole_robust import group_evidence, randomness, registry, results
 from recbole_robust.complaints import blaming
 from recbole_robust.config import DRAW_KEYS, Config
+from recbole_robust.data import budget, poison, targets, views
 from recbole_robust.data.atomic_file import column_names
 from recbole_robust.data.card import SCHEMA_VERSION, PoisonCard, bytes_digest, card_folder
 from recbole_robust.data.fake_users_json import card_of_fake_users
@@ -30,6 +31,8 @@ from recbole_robust.types import UserError
 from recbole_robust.yaml_text import read_yaml
 
 logger = logging.getLogger(__name__)
+
+_DECIDING = (group_evidence, budget, poison, targets, views, randomness)  # on the profiles, beside the attack itself
 
 
 @dataclass(frozen=True)
@@ -174,11 +177,12 @@ def key_of(identity: dict[str, Any]) -> str:
 
 
 def _code_of(attack: Any) -> str:
-    """A hash of the source files beside the attack's and of the group evidence that an attack of ours looks at: who
-    works on an attack never gets a card of its older self.
+    """A hash of the source files beside the attack's and of what else decides on its profiles: who works on an attack
+    never gets a card of its older self, and who works on a model need not wait for an attack again.
     """
     try:
-        files = [*sorted(Path(inspect.getfile(type(attack))).parent.glob("*.py")), Path(group_evidence.__file__)]
+        beside = sorted(Path(inspect.getfile(type(attack))).parent.glob("*.py"))
+        files = [*beside, *(Path(str(module.__file__)) for module in _DECIDING)]
         return bytes_digest(files)[:12]
     except (TypeError, OSError):  # a class of a notebook or a console has no file
         return ""

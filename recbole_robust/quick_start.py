@@ -228,7 +228,7 @@ def _clean_path(config: Config) -> str:
     if not ranks_targets and not config["noise_ratio"] and not config["new_fans"]:
         measured += [*TARGET_KEYS, "target_sets"]
     key = config.key(without=[*POISON_KEYS, *measured])
-    version = "-".join([data_digest(config), recbole_robust.__version__, results.code_digest(), torch.__version__])
+    version = "-".join([data_digest(config), recbole_robust.__version__, results.CODE, torch.__version__])
     name = hashlib.sha256(f"{key}-{version}".encode()).hexdigest()[:12]
     return os.path.join(config["output_dir"], "clean", f"{config['model']}-{config['dataset']}-{name}.pth")
 
@@ -282,10 +282,9 @@ def run_recbole_robust(
     config = Config(model, dataset, config_file_list, config_dict, command_line)
     path = Path(config["output_dir"]) / results.run_key(config, data_digest(config)) / "result.json"
     exported = config["export_weights"] is None or os.path.isfile(config["export_weights"])
-    if path.is_file() and exported and not config["force"]:
-        kept = results.read(path)
-        if kept.get("code") == results.code_digest():
-            return {**kept, "path": str(path)}
+    usable = path.is_file() and exported and not config["force"]
+    if usable and (kept := results.read_of_this_code(path)) is not None:
+        return {**kept, "path": str(path)}
     log = Path(config["output_dir"]) / "log" / f"{path.parent.name}.log"
     with results.log_to(log), blaming(config.unchecked_keys):
         planning = time.perf_counter()
@@ -309,7 +308,7 @@ def run_recbole_robust(
             "device": str(config["device"]),
             "threads": torch.get_num_threads(),
             "versions": results.versions(),
-            "code": results.code_digest(),
+            "code": results.CODE,
             "machine": platform.machine(),
         },
     )

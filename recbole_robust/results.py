@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import logging
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from recbole_robust.poisoning import StoredCard
 
 SCHEMA_VERSION = 1
-NOT_OF_A_RUN = (  # what only stands above a run, in the layers of docs/principles.md
+NOT_OF_A_RUN = (  # files and folders that stand above a run (docs/principles.md): no result depends on them
     "statistics.py", "grid.py", "reuse.py", "schedule.py", "cluster.py", "benchmark.py", "cli.py",
     "sweep", "report", "audit",
 )  # fmt: skip
@@ -145,14 +144,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-@functools.cache
-def code_digest() -> str:
-    """A hash of our sources that a result may depend on: who works on a model, or on what it calls, is given no weights
-    and no results of its older self.
-    """
-    package = Path(__file__).parent
+def code_digest(package: Path) -> str:
+    """A hash of the sources in our folder that a result may depend on."""
     files = (path for path in sorted(package.rglob("*.py")) if path.relative_to(package).parts[0] not in NOT_OF_A_RUN)
     return bytes_digest(files)[:12]
+
+
+# Of the sources as they are imported: who works on a model, or on what it calls, is given no weights and no results of
+# its older self.
+CODE = code_digest(Path(__file__).parent)
 
 
 def command_of(config: Config, command_line) -> str:
@@ -181,16 +181,23 @@ def _no_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
+def read_of_this_code(path: Path) -> dict[str, Any] | None:
+    """Read a result.json; None where other sources made it.
+
+    Raises:
+        UserError: not JSON, or made by these sources and not as :func:`read` expects it.
+    """
+    content = _read_json(path)
+    return read(path) if not isinstance(content, dict) or content.get("code") == CODE else None
+
+
 def read(path: Path) -> dict[str, Any]:
     """Read a result.json.
 
     Raises:
         UserError: not JSON, of another schema, or with a value of another kind than a result's.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"result file {path}: {error}; --force runs again") from None
+    content = _read_json(path)
     if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
         raise UserError(f"result file {path}: expected schema_version {SCHEMA_VERSION}; --force runs again")
     missing = [key for key in SHOWN if key not in content]
@@ -200,6 +207,13 @@ def read(path: Path) -> dict[str, Any]:
         if not allows(value):
             raise UserError(f"result file {path}: {place}: expected {expected}, got {short(value)}; --force runs again")
     return content
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"result file {path}: {error}; --force runs again") from None
 
 
 _NUMBERS: Kind = (

@@ -1,9 +1,9 @@
 """Cells that other grids have run: their results, taken for those of this grid that are equal.
 
 Equal are cells of one command line (the keys that the grids set in whatever order, less where they run), one resolved
-configuration and one code (:func:`recbole_robust.results.code_digest`). That the data are those of today, and the
-fake users those of the cells beside, is what an audit checks: the profiles of an attack that learns may differ from one
-kind of processor to another.
+configuration and one code (:data:`recbole_robust.results.CODE`). An audit checks that the rows of the data are those of
+today, by the hash of the split, that the versions of the packages are one, and that all cells face the same fake
+users: the profiles of an attack that learns may differ from one kind of processor to another.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ def _is_whole(result: Any) -> bool:
 
 def _is_of(result: Mapping[str, Any], cell: Cell) -> bool:
     from recbole_robust.config import Config  # here, so that a grid can be read without torch
-    from recbole_robust.results import code_digest
+    from recbole_robust.results import CODE
 
-    if result.get("code") != code_digest():
+    if result.get("code") != CODE:
         return False
     keys = {**RUN_DEFAULTS, **cell.keys}
     return bool(Config(keys.pop("model"), keys.pop("dataset"), config_dict=keys).resolved() == result["config"])

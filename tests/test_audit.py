@@ -406,6 +406,10 @@ def one_cell_has_other_code(grid):
     edit(cells(grid)[0], lambda r: r.update(code="c" * 12))
 
 
+def one_cell_does_not_tell_its_code(grid):
+    edit(cells(grid)[0], lambda r: r.pop("code"))
+
+
 def one_cell_is_missing(grid):
     cells(grid)[1].unlink()
 
@@ -468,12 +472,25 @@ GRID_FAULTS: dict[Callable[[Path], None], tuple[str, str]] = {
         r"expected one poison card for seed 0, \w{12} as in .*, got d{12}"),
     one_cell_has_other_code: (
         "one code of this package", r"expected one code, got (?=.*\bc{12} \(1 results\)).*\b\w{12} \(3 results\)"),
+    one_cell_does_not_tell_its_code: (
+        "one code of this package", r"expected one code, got \w{12} \(3 results\), not told \(1 results\)"),
     one_version_is_other: (
         "one version of every package", r"expected one version of torch, got 1.0 \(1 results\), \S+ \(3 results\)"),
     hit_and_ndcg_only: (
         "no trivial ranking wins on all metrics",
         r"toy, two, Average: expected Pop to lose to some method on one of targethr@10 hit@10 ndcg@10, got Pop best"),
 }  # fmt: skip
+
+
+def test_methods_on_another_split_may_face_other_fakes(grid):
+    def change(result):
+        result["poison"].update(hash="d" * 12)
+        result.update(split_hash="e" * 16)
+        result["config"].update(rm_dup_inter="first")
+
+    for path in cells(grid, "Pop"):
+        edit(path, change)
+    assert "one poison for all methods under an attack" not in failures(audit_files(grid, splits=False))
 
 
 def test_a_good_grid_passes_and_its_report_says_so(grid):

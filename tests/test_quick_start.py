@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,20 @@ def test_a_run_of_other_sources_runs_again(run, trainings):
         again = run(**ATTACK)
         assert trainings[-1] == "MF attacked"
         assert again["code"] == first["code"] and numbers(again) == numbers(first)
+        assert results.read(path)["code"] == first["code"]
+    path.write_text(json.dumps({"code": "0" * 12, "schema_version": 0}))
+    assert numbers(run(**ATTACK)) == numbers(first), "nothing of the older file is read but its code"
+
+
+def test_the_code_is_of_all_that_a_result_may_depend_on(tmp_path):
+    package = tmp_path / "recbole_robust"
+    shutil.copytree(Path(results.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    assert results.code_digest(package) == results.CODE
+    for name, matters in (("cli.py", False), ("report/page.py", False), ("sweep/trial.py", False), ("trainer.py", True),
+                          ("model/purifyaug_mf.py", True), ("data/views.py", True)):  # fmt: skip
+        before = results.code_digest(package)
+        (package / name).write_text((package / name).read_text() + "\n")
+        assert (results.code_digest(package) != before) is matters, name
 
 
 def replaced_at(result: dict[str, Any], place: str, value: Any) -> dict[str, Any]:

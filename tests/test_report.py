@@ -105,7 +105,7 @@ def test_a_published_table_has_a_twin_in_its_shape() -> None:
     cells = [cell(method, attack, seed) for method in methods for attack in attacks for seed in range(3)]
     page = render(cells, published="purifyaug_table1", order={"method": methods})
     header, *rows = table(page, "### As purifyaug_table1: targethr@50")
-    assert header == ["attack", "MF, clean", "MF", "PurifyAugMF", "MF + APT", "seeds"]
+    assert header == ["attack", "clean", "MF", "PurifyAugMF", "MF + APT", "seeds"]
     assert [row[0] for row in rows] == ["Average", "Random"]
     assert [re.findall(r"\((.*?)\)", text)[0] for text in rows[0][1:-1]] == ["4.34", "31.33", "9.32", "9.17"]
     long_rows = {row[0]: row for row in table(page, "### targethr@50")[1:]}

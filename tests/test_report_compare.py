@@ -181,15 +181,15 @@ def sized(method: str, n_fakes: int, lift: float, seed: int = 0, **config: objec
 
 def test_areas_are_those_of_the_files() -> None:
     curve = {5: 0.05, 20: 0.3, 100: 0.4}
-    cells = [sized("MF", n, lift + 0.01 * seed, seed) for n, lift in curve.items() for seed in range(3)]
+    cells = [sized("MF", n, lift + 0.01 * seed, seed) for n, lift in curve.items() for seed in range(5)]
     cells += [sized("X", n, 0.5 * lift) for n, lift in curve.items()]
     page = make_page(cells, title="t", metrics=METRICS)
     (table,) = [table for table in page.sections[-1].tables if table.title.startswith("Area")]
     name = "Average, up to 10 % fakes"
     assert table.header == ["method", f"{name}: area", f"{name}: removed, %", "seeds"]
-    areas = [budget_area([5, 20, 100], [lift + 0.01 * seed for lift in curve.values()]) for seed in range(3)]
+    areas = [budget_area([5, 20, 100], [lift + 0.01 * seed for lift in curve.values()]) for seed in range(5)]
     first, second = (row[1] for row in table.rows)
-    assert isinstance(first, Measured) and first.interval is not None and first.interval.n_groups == 3
+    assert isinstance(first, Measured) and first.interval is not None and first.interval.n_groups == 5
     assert first.interval.mean == pytest.approx(np.mean(areas))
     assert isinstance(second, Measured) and second.numbers == [f"{50 * areas[0]:+.1f}"]
     removed = [row[2] for row in table.rows]
@@ -197,11 +197,22 @@ def test_areas_are_those_of_the_files() -> None:
     assert removed[0].numbers == [] and removed[1].numbers == ["50.0"]
 
 
-def test_of_an_area_that_is_not_shown_nothing_is_removed() -> None:
-    cells = [sized("MF", n, lift, seed) for n in (5, 10) for seed, lift in enumerate((-0.01, 0.02, 0.01))]
-    cells += [sized("X", n, 0.0, seed) for n in (5, 10) for seed in range(3)]
+@pytest.mark.parametrize(
+    ("largest", "n_seeds", "removed"),
+    [(0.3, 5, ["50.0"]), (0.3, 4, []), (-0.3, 5, []), (0.93, 5, [])],
+    ids=["works", "too few seeds", "no lift", "saturated"],
+)
+def test_an_attack_that_judges_no_defense_has_no_share_of_an_area(largest, n_seeds, removed) -> None:
+    lifts = [(5, 0.1), (10, largest)]
+    cells = [
+        sized(method, n, share * lift, seed)
+        for method, share in (("MF", 1), ("X", 0.5))
+        for n, lift in lifts
+        for seed in range(n_seeds)
+    ]
     table = budget.area_table(make_entries(cells), METRIC, compare.Undefended("MF"), order={})
-    assert [row[2].numbers for row in table.rows] == [[], []]
+    assert table.rows[0][2].numbers == []
+    assert table.rows[1][2].numbers[:1] == removed
 
 
 def test_a_method_without_one_of_the_sizes_has_no_area() -> None:

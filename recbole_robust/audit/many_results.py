@@ -63,7 +63,8 @@ def one_poison_an_attack(results: Results) -> Iterator[str]:
 
     def key(result: Mapping[str, Any]) -> tuple[Any, ...]:
         cell = result.get("cell") or {}
-        return (*_place(result), result.get("split_hash"), cell.get("attack"), cell.get("target_set"))
+        split = (result.get("protocol"), result.get("split_hash"))
+        return (*_place(result), *split, cell.get("attack"), cell.get("target_set"))
 
     some = [{**result, "hash": result["poison"]["hash"]} for result in results if result.get("poison")]
     yield from _one_value(some, key, "hash", "poison card")
@@ -79,8 +80,8 @@ def versions_are_one(results: Results) -> Iterator[str]:
 
 
 def code_is_one(results: Results) -> Iterator[str]:
-    """All were made by the same sources of this package; of results older than the key ``code`` nobody knows."""
-    counts = Counter(str(result["code"]) for result in results if result.get("code"))
+    """All were made by the same sources of this package; those of results that do not tell are others."""
+    counts = Counter(str(result.get("code") or "not told") for result in results)
     if len(counts) > 1:
         told = ", ".join(f"{code} ({n} results)" for code, n in sorted(counts.items()))
         yield f"expected one code, got {told}"

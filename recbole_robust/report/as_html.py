@@ -18,7 +18,7 @@ from typing import Any
 from recbole_robust.report import plots
 from recbole_robust.report.page import Page, Section
 from recbole_robust.report.settings import settings_of
-from recbole_robust.report.tables import VERDICTS, Measured, Table, Verdict, grouped
+from recbole_robust.report.tables import VERDICTS, Measured, Table, Verdict, grouped, legend
 
 _FOLDER = Path(__file__).parent
 _MARKS: Mapping[Verdict | None, str] = {"inside": "●", "above": "▲", "below": "▼", None: "○"}
@@ -91,10 +91,9 @@ def _contents(pages: Sequence[Page]) -> Iterable[str]:
 def _part(page: Page, key: str, drawn: list[plots.Figure]) -> Iterable[str]:
     yield f'<article id="{key}"><h1>{escape(page.title)}</h1><p>{escape(page.summary)}</p>'
     if page.published:
-        marks = "; ".join(f"{_mark(verdict)} {text}" for verdict, text in VERDICTS.items())
         yield (
             f"<p>Behind a mark stands the published value (<code>{escape(page.published.name)}</code>, percent), for "
-            f"the publication's own targets and settings; {marks}.</p>"
+            f"the publication's own targets and settings. {legend({one: _mark(one) for one in _MARKS})}</p>"
         )
     if page.failed:
         n_cells = page.n_results + len(page.failed)

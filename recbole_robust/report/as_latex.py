@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from recbole_robust.report.page import Page
-from recbole_robust.report.tables import VERDICTS, Measured, Table, Verdict, grouped
+from recbole_robust.report.tables import Measured, Table, Verdict, grouped, legend
 
 HEAD = r"""\documentclass{article}
 \usepackage[T1]{fontenc}
@@ -68,7 +68,7 @@ def _page(page: Page) -> Iterable[str]:
             f"In parentheses: the published value ({page.published.name}, percent), for the publication's own targets "
             "and settings;"
         )
-        yield "; ".join(f"{_MARKS[verdict] or 'no mark'}: {text}" for verdict, text in VERDICTS.items()) + "."
+        yield legend(_MARKS)
     yield from (escape(line) for line in page.audit)
     yield ""
     for section in page.sections:

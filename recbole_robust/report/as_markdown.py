@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from recbole_robust.report.page import Page
 from recbole_robust.report.settings import settings_of
-from recbole_robust.report.tables import VERDICTS, Measured, Table, Verdict
+from recbole_robust.report.tables import Measured, Table, Verdict, legend
 
-_MARKS: Mapping[Verdict | None, str] = {"inside": "", "above": " ▲", "below": " ▼", None: " ○"}
+_MARKS: Mapping[Verdict | None, str] = {"inside": "", "above": "▲", "below": "▼", None: "○"}
 
 
 def markdown(page: Page, pictures: Mapping[str, str] | None = None) -> str:
@@ -38,11 +38,10 @@ def escape(text: str) -> str:
 def _preamble(page: Page) -> list[str]:
     lines = [page.summary]
     if page.published:
-        marks = "; ".join(f"{_MARKS[verdict].strip() or 'no mark'}: {text}" for verdict, text in VERDICTS.items())
         lines += [
             "",
             f"In parentheses: the published value (`{page.published.name}`, percent), for the publication's own "
-            f"targets and settings; {marks}.",
+            f"targets and settings. {legend(_MARKS)}",
         ]
     n_failed = len(page.failed)
     if n_failed:
@@ -66,7 +65,7 @@ def _text(cell: str | Measured) -> str:
         return "-"
     mean, *ends = cell.numbers
     text = f"{mean} [{ends[0]}, {ends[1]}]" if ends else mean
-    return text if cell.published is None else f"{text} ({cell.published:g}){_MARKS[cell.verdict]}"
+    return text if cell.published is None else f"{text} ({cell.published:g}) {_MARKS[cell.verdict]}".rstrip()
 
 
 def _settings(page: Page) -> list[str]:

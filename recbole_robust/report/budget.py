@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from recbole_robust.report.compare import Undefended, is_gain, share_of
+from recbole_robust.report.compare import Undefended, gates, share_of
 from recbole_robust.report.tables import Entry, Key, Measured, Table, counts, is_percent, labels, measure, values_of
-from recbole_robust.statistics import budget_area, hierarchical_bootstrap
+from recbole_robust.statistics import Gate, budget_area, hierarchical_bootstrap
 
 Order = Mapping[str, Sequence[str]]
 
@@ -70,7 +70,10 @@ def areas(entries: Sequence[Entry], curve: Curve, method: str, metric: str) -> d
 
 def area_table(entries: Sequence[Entry], metric: str, undefended: Undefended, *, order: Order) -> Table:
     """Rows: methods. Columns: for each attack the area under the budget curve, and what that is less than the
-    undefended model's, as a share of it where it is shown to be above 0; then the number of seeds."""
+    undefended model's, as a share of it; then the number of seeds.
+
+    No share where the attack at its largest size is too weak to judge a defense by, or at any size too strong.
+    """
     found = curves(entries, order)
     table = Table(f"Area under the budget curve: mean lift of {metric}", ["method"], [])
     for curve in found:
@@ -79,20 +82,26 @@ def area_table(entries: Sequence[Entry], metric: str, undefended: Undefended, *,
     table.header.append("seeds")
     for method in labels(entries, "method", order) if found else ():
         cells, model = [], undefended.of(method)
+        judging = {attack: gate for attack, gate, _ in gates(entries, metric, model, order)} if model else {}
         for curve in found:
             own = areas(entries, curve, method, metric)
-            plain = areas(entries, curve, model, metric) if model is not None else {}
-            removed = {key: plain[key] - own[key] for key in own if key in plain}
             cells.append(_mean(own, is_percent(metric)))
-            cells.append(share_of(plain, removed) if is_gain(plain) else Measured(None, percent=True))
+            plain = areas(entries, curve, model, metric) if model and _judges(curve, judging) else {}
+            cells.append(share_of(plain, {key: plain[key] - own[key] for key in own if key in plain}))
         if any(cell.interval for cell in cells):
             table.rows.append([method, *cells, counts(cells)])
     if table.rows:
         table.notes.append(
             "Area: the mean lift over all attack sizes from none to the largest, by straight lines between the sizes "
-            "that were run; without fakes the lift is 0. Removed: of the undefended model's area."
+            "that were run; without fakes the lift is 0. Removed: of the undefended model's area, where the attack "
+            "works at its largest size and saturates at none."
         )
     return table
+
+
+def _judges(curve: Curve, judging: Mapping[str, Gate]) -> bool:
+    found = [judging.get(attack) for attack in curve.sizes.values()]
+    return found[-1] is not None and found[-1].significant and not any(gate and gate.saturated for gate in found)
 
 
 def _mean(values: Mapping[Key, float], percent: bool) -> Measured:

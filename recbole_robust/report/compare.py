@@ -140,12 +140,7 @@ def comparison_table(
             f"{len(tests)} tests of this table, level {ALPHA:g}. Hedges' g: the mean of the differences in units of "
             "their standard deviation over the pairs, corrected for few pairs; below 0 where the lift is less."
         )
-        most = max(n for *_, n in tests)
-        if attainable(most) * len(tests) > ALPHA:
-            table.notes.append(
-                f"With at most {most} pairs p cannot fall below {attainable(most):.2g}: after Holm over {len(tests)} "
-                "tests nothing here can be significant, whatever the defenses do."
-            )
+        table.notes += _too_few([n for *_, n in tests])
     return table
 
 
@@ -162,13 +157,14 @@ def gain_table(
 ) -> Table:
     """Rows: each gain (``method`` over ``over``) in each metric that both have on clean data.
 
-    Columns: difference, the same as a share of ``over``'s value, p-value, p-value after Holm over the table, the share
-    of the gain of ``bound`` (where there is one whose own gain has an interval above 0), and the number of pairs: seeds
-    that both have.
+    Columns: difference, the same as a share of ``over``'s value, p-value, p-value after Holm over the table; where a
+    gain has a ``bound``, the share of the bound's gain (if that has an interval above 0); and the number of pairs:
+    seeds that both have.
     """
-    header = ["method", "over", "metric", "difference", "change, %", "p", "p (Holm)", "share of the bound, %", "pairs"]
-    table = Table(title, header, [])
-    tests: list[tuple[list[str | Measured], float, Measured, str]] = []
+    bounded = any("bound" in gain for gain in gains)
+    header = ["method", "over", "metric", "difference", "change, %", "p", "p (Holm)"]
+    table = Table(title, [*header, *(["share of the bound, %"] if bounded else []), "pairs"], [])
+    tests: list[tuple[list[str | Measured], float, list[Measured], int]] = []
     for gain in gains:
         for metric in metrics:
             own, base, bound = (
@@ -185,28 +181,40 @@ def gain_table(
             )
             interval = hierarchical_bootstrap(list(change.values()), seeds, rng=np.random.default_rng(0))
             room = {key: bound[key] - base[key] for key in keys if key in bound}
-            share = share_of(room, change) if is_gain(room) else Measured(None, percent=True)
+            share = share_of(room, change) if _gains(room) else Measured(None, percent=True)
             told: list[str | Measured] = [
                 gain["method"], gain["over"], metric, Measured(interval, is_percent(metric), signed=True),
                 replace(share_of(base, change), signed=True),
             ]  # fmt: skip
-            tests.append((told, p, share, str(len(keys))))
-    for (told, p, share, n), adjusted in zip(tests, holm([p for _, p, _, _ in tests]), strict=True):
-        table.rows.append([*told, _p_value(p), _p_value(float(adjusted)), share, n])
+            tests.append((told, p, [share] if bounded else [], len(keys)))
+    for (told, p, shown, n), adjusted in zip(tests, holm([p for _, p, _, _ in tests]), strict=True):
+        table.rows.append([*told, _p_value(p), _p_value(float(adjusted)), *shown, str(n)])
     if tests:
         table.notes.append(
             f"Two-sided sign-flip tests over pairs of one seed; Holm over the {len(tests)} tests of this table."
-            + (" No share of a bound whose own gain is not shown." if any("bound" in gain for gain in gains) else "")
+            + (" No share of a bound whose own gain is not shown." if bounded else "")
         )
+        table.notes += _too_few([n for *_, n in tests])
     return table
 
 
-def is_gain(room: Mapping[Key, float]) -> bool:
+def _gains(room: Mapping[Key, float]) -> bool:
     """Whether a bound is shown to gain: a share of nothing measures nothing."""
     if not room:
         return False
     interval = hierarchical_bootstrap(list(room.values()), [seed for seed, _ in room], rng=np.random.default_rng(0))
     return (interval.mean if math.isnan(interval.low) else interval.low) > 0
+
+
+def _too_few(n_pairs: Sequence[int]) -> list[str]:
+    """A remark where no test of a table, of so many pairs each, can be significant after Holm."""
+    least = attainable(max(n_pairs))
+    if least * len(n_pairs) <= ALPHA:
+        return []
+    return [
+        f"With at most {max(n_pairs)} pairs p cannot fall below {least:.2g}: after Holm over {len(n_pairs)} tests "
+        "nothing here can be significant, whatever is done."
+    ]
 
 
 def attainable(n_pairs: int) -> float:

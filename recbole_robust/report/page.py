@@ -133,9 +133,9 @@ def make_page(
         target_sets = tables.labels(here, "target_set", order)
         for name in target_sets:
             some = [entry for entry in here if entry.target_set == name]
-            last = len(target_sets) == 1
+            last, its = len(target_sets) == 1, gains if name == target_sets[0] else ()  # of clean data, told once
             sections.append(
-                _section(f"{dataset}, targets: {name}", some, name, metrics, published, order, against, last, gains)
+                _section(f"{dataset}, targets: {name}", some, name, metrics, published, order, against, last, its)
             )
         if len(target_sets) > 1:
             heading = f"{dataset}, all {len(target_sets)} target sets together"
@@ -180,7 +180,7 @@ def _section(
             table.notes += [note for model in undefended.models for note in _strength(entries, metric, model, order)]
         section.tables.append(table)
         if metric == judged_by:
-            beside = [published_table(entries, metric, published, undefended.default, order=order)] if published else []
+            beside = [published_table(entries, metric, published, order=order)] if published else []
             title = f"Share of {undefended.name}'s lift removed, share of its accuracy on clean data kept"
             judged = [*beside, compare.defense_table(title, entries, metric, accuracy, undefended, order=order)]
             if last:

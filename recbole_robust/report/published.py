@@ -57,12 +57,12 @@ class Published:
 
 
 def published_table(
-    entries: Sequence[Entry], metric: str, published: Published, undefended: str, *, order: Mapping[str, Sequence[str]]
+    entries: Sequence[Entry], metric: str, published: Published, *, order: Mapping[str, Sequence[str]]
 ) -> Table:
-    """Measured beside published in the shape of such a publication. Rows: its attacks. Columns: the undefended model on
+    """Measured beside published in the shape of such a publication. Rows: its attacks. Columns: its undefended model on
     clean data, then each of its methods under the attack; then the number of seeds.
 
-    No rows where nothing of the entries was published.
+    What was measured and not published is left out; no rows where nothing of the entries was published.
     """
 
     def compared(entry: Entry) -> bool:
@@ -71,9 +71,9 @@ def published_table(
 
     there = [entry for entry in entries if entry.attack is not None and compared(entry)]
     methods = labels(there, "method", order)
-    table = Table(f"As {published.name}: {metric} in percent under each attack", ["attack"], [])
-    table.header += [f"{undefended}, clean", *methods, "seeds"]
-    clean = [entry for entry in entries if entry.method == undefended]
+    header = ["attack", "clean", *methods, "seeds"]
+    table = Table(f"As {published.name}: {metric} in percent, clean and under each attack", header, [])
+    clean = [entry for entry in entries if compared(entry.on_clean())]
     for attack in labels(there, "attack", order):
         cells = [measure(clean, "clean", metric, published=published.lookup)]
         for method in methods:
@@ -85,6 +85,8 @@ def published_table(
 
 def load_published(name: str | Path) -> Published:
     """Read a published table: a name under ``properties/benchmark/published`` or the path of a CSV file.
+
+    Its values are percentages with two digits after the point.
 
     Its columns are ``dataset, attack, k``, ``original`` (MF, clean), ``attacked`` (MF), one a defended method, and,
     where the targets are known, ``target_set``.

@@ -22,13 +22,13 @@ from recbole_robust.types import UserError
 Key = tuple[int, str]  # (seed, target set): the unit that is averaged over
 Verdict = Literal["inside", "above", "below"]
 VERDICTS: Mapping[Verdict | None, str] = {  # what the mark beside a published value says
-    "inside": "the published value lies inside the measured interval",
+    "inside": "the published value may lie inside the measured interval, as it is rounded",
     "above": "the measured interval lies above the published value",
     "below": "the measured interval lies below the published value",
     None: "not to be compared (one seed, or a label of its own for what the publication attacked with)",
 }
 
-HALF_DIGIT = 0.005  # a published value may be so far from what its authors measured: it is rounded to two digits
+HALF_DIGIT = 0.005  # so far may a published value be from what its authors measured: two digits after the point
 
 METRICS = ("targethr", "targetndcg", "targetrank", "hit", "recall", "ndcg", "tailhit", "itemcoverage")
 _PERCENT = re.compile(
@@ -111,6 +111,11 @@ class Measured:
             digits = 2  # as it is published
         value = round(100 * value if self.percent else value, digits) + 0.0  # + 0.0: no minus before a zero
         return f"{value:+.{digits}f}" if self.signed else f"{value:.{digits}f}"
+
+
+def legend(marks: Mapping[Verdict | None, str]) -> str:
+    """What the marks of a markup say, in one sentence."""
+    return "; ".join(f"{mark or 'No mark'}: {VERDICTS[verdict]}" for verdict, mark in marks.items()) + "."
 
 
 @dataclass
