@@ -188,7 +188,7 @@ def read_of_this_code(path: Path) -> dict[str, Any] | None:
         UserError: not JSON, or made by these sources and not as :func:`read` expects it.
     """
     content = _read_json(path)
-    return read(path) if not isinstance(content, dict) or content.get("code") == CODE else None
+    return None if isinstance(content, dict) and content.get("code") != CODE else _checked(content, path)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -197,7 +197,18 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         UserError: not JSON, of another schema, or with a value of another kind than a result's.
     """
-    content = _read_json(path)
+    return _checked(_read_json(path), path)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"result file {path}: {error}; --force runs again") from None
+
+
+def _checked(content: Any, path: Path) -> dict[str, Any]:
+    """What :func:`read` says of the content of a file."""
     if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
         raise UserError(f"result file {path}: expected schema_version {SCHEMA_VERSION}; --force runs again")
     missing = [key for key in SHOWN if key not in content]
@@ -207,13 +218,6 @@ def read(path: Path) -> dict[str, Any]:
         if not allows(value):
             raise UserError(f"result file {path}: {place}: expected {expected}, got {short(value)}; --force runs again")
     return content
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"result file {path}: {error}; --force runs again") from None
 
 
 _NUMBERS: Kind = (

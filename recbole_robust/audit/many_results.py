@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 Results = Sequence[Mapping[str, Any]]
@@ -73,18 +73,19 @@ def one_poison_an_attack(results: Results) -> Iterator[str]:
 def versions_are_one(results: Results) -> Iterator[str]:
     names = sorted({name for result in results for name in result.get("versions") or ()})
     for name in names:
-        counts = Counter(str((result.get("versions") or {}).get(name)) for result in results)
-        if len(counts) > 1:
-            told = ", ".join(f"{version} ({n} results)" for version, n in sorted(counts.items()))
-            yield f"expected one version of {name}, got {told}"
+        yield from _one_of_all((str((r.get("versions") or {}).get(name)) for r in results), f"version of {name}")
 
 
 def code_is_one(results: Results) -> Iterator[str]:
     """All were made by the same sources of this package; those of results that do not tell are others."""
-    counts = Counter(str(result.get("code") or "not told") for result in results)
+    yield from _one_of_all((str(result.get("code") or "not told") for result in results), "code")
+
+
+def _one_of_all(values: Iterable[str], what: str) -> Iterator[str]:
+    counts = Counter(values)
     if len(counts) > 1:
-        told = ", ".join(f"{code} ({n} results)" for code, n in sorted(counts.items()))
-        yield f"expected one code, got {told}"
+        told = ", ".join(f"{value} ({n} results)" for value, n in sorted(counts.items()))
+        yield f"expected one {what}, got {told}"
 
 
 def no_trivial_ranking_wins(results: Results) -> Iterator[str]:

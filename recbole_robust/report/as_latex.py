@@ -66,7 +66,7 @@ def _page(page: Page) -> Iterable[str]:
     if page.published:
         yield escape(
             f"In parentheses: the published value ({page.published.name}, percent), for the publication's own targets "
-            "and settings;"
+            "and settings."
         )
         yield legend(_MARKS)
     yield from (escape(line) for line in page.audit)

@@ -7,11 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from recbole_robust.report.compare import Undefended, gates, share_of
-from recbole_robust.report.tables import Entry, Key, Measured, Table, counts, is_percent, labels, measure, values_of
-from recbole_robust.statistics import Gate, budget_area, hierarchical_bootstrap
+from recbole_robust.report.tables import (
+    Entry,
+    Key,
+    Measured,
+    Table,
+    counts,
+    interval_of,
+    is_percent,
+    labels,
+    measure,
+    values_of,
+)
+from recbole_robust.statistics import budget_area
 
 Order = Mapping[str, Sequence[str]]
 
@@ -80,13 +89,13 @@ def area_table(entries: Sequence[Entry], metric: str, undefended: Undefended, *,
         name = f"{curve.name}, up to {100 * max(curve.sizes):.3g} % fakes"
         table.header += [f"{name}: area", f"{name}: removed, %"]
     table.header.append("seeds")
+    plains = {model: _judging(entries, found, model, metric, order) for model in undefended.models if found}
     for method in labels(entries, "method", order) if found else ():
         cells, model = [], undefended.of(method)
-        judging = {attack: gate for attack, gate, _ in gates(entries, metric, model, order)} if model else {}
-        for curve in found:
+        for i, curve in enumerate(found):
             own = areas(entries, curve, method, metric)
-            cells.append(_mean(own, is_percent(metric)))
-            plain = areas(entries, curve, model, metric) if model and _judges(curve, judging) else {}
+            cells.append(Measured(interval_of(own), is_percent(metric), signed=True))
+            plain = plains[model][i] if model is not None else {}
             cells.append(share_of(plain, {key: plain[key] - own[key] for key in own if key in plain}))
         if any(cell.interval for cell in cells):
             table.rows.append([method, *cells, counts(cells)])
@@ -99,16 +108,17 @@ def area_table(entries: Sequence[Entry], metric: str, undefended: Undefended, *,
     return table
 
 
-def _judges(curve: Curve, judging: Mapping[str, Gate]) -> bool:
-    found = [judging.get(attack) for attack in curve.sizes.values()]
-    return found[-1] is not None and found[-1].significant and not any(gate and gate.saturated for gate in found)
-
-
-def _mean(values: Mapping[Key, float], percent: bool) -> Measured:
-    if not values:
-        return Measured(None, percent, signed=True)
-    seeds, rng = [seed for seed, _ in values], np.random.default_rng(0)
-    return Measured(hierarchical_bootstrap(list(values.values()), seeds, rng=rng), percent, signed=True)
+def _judging(
+    entries: Sequence[Entry], found: Sequence[Curve], model: str, metric: str, order: Order
+) -> list[dict[Key, float]]:
+    """The areas of an undefended model under each curve; none where the curve judges no defense."""
+    by_attack = {attack: gate for attack, gate, _ in gates(entries, metric, model, order)}
+    judging = []
+    for curve in found:
+        its = [by_attack.get(attack) for attack in curve.sizes.values()]
+        judges = its[-1] is not None and its[-1].significant and not any(gate and gate.saturated for gate in its)
+        judging.append(areas(entries, curve, model, metric) if judges else {})
+    return judging
 
 
 def _beside_size(config: Mapping[str, Any]) -> str:

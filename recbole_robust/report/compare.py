@@ -12,12 +12,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from recbole_robust.report.tables import Entry, Key, Measured, Table, counts, is_percent, labels, values_of
+from recbole_robust.report.tables import Entry, Key, Measured, Table, counts, interval_of, is_percent, labels, values_of
 from recbole_robust.statistics import (
     EXACT_LIMIT,
     Gate,
     attack_works,
-    hierarchical_bootstrap,
     holm,
     paired_effect_size,
     paired_permutation_test,
@@ -125,9 +124,8 @@ def comparison_table(
                 before, after = ([values[key] for key in keys] for values in (plain, own))
                 rng = np.random.default_rng(0)
                 p = paired_permutation_test(after, before, n_permutations=N_PERMUTATIONS, rng=rng)
-                change = [a - b for a, b in zip(after, before, strict=True)]
-                interval = hierarchical_bootstrap(change, [seed for seed, _ in keys], rng=np.random.default_rng(0))
-                difference = Measured(interval, is_percent(metric), signed=True)
+                change = interval_of({key: own[key] - plain[key] for key in keys})
+                difference = Measured(change, is_percent(metric), signed=True)
                 tests.append((method, attack, difference, p, paired_effect_size(after, before), len(keys)))
     for (method, attack, difference, p, effect, n), adjusted in zip(tests, holm([t[3] for t in tests]), strict=True):
         size = "-" if math.isnan(effect) else f"{effect:+.1f}".replace("inf", "∞")
@@ -175,15 +173,13 @@ def gain_table(
             if not keys:
                 continue
             change = {key: own[key] - base[key] for key in keys}
-            seeds, rng = [seed for seed, _ in keys], np.random.default_rng(0)
-            p = paired_permutation_test(
-                [own[key] for key in keys], [base[key] for key in keys], n_permutations=N_PERMUTATIONS, rng=rng
-            )
-            interval = hierarchical_bootstrap(list(change.values()), seeds, rng=np.random.default_rng(0))
+            after, before = ([values[key] for key in keys] for values in (own, base))
+            rng = np.random.default_rng(0)
+            p = paired_permutation_test(after, before, n_permutations=N_PERMUTATIONS, rng=rng)
             room = {key: bound[key] - base[key] for key in keys if key in bound}
             share = share_of(room, change) if _gains(room) else Measured(None, percent=True)
             told: list[str | Measured] = [
-                gain["method"], gain["over"], metric, Measured(interval, is_percent(metric), signed=True),
+                gain["method"], gain["over"], metric, Measured(interval_of(change), is_percent(metric), signed=True),
                 replace(share_of(base, change), signed=True),
             ]  # fmt: skip
             tests.append((told, p, [share] if bounded else [], len(keys)))
@@ -200,10 +196,8 @@ def gain_table(
 
 def _gains(room: Mapping[Key, float]) -> bool:
     """Whether a bound is shown to gain: a share of nothing measures nothing."""
-    if not room:
-        return False
-    interval = hierarchical_bootstrap(list(room.values()), [seed for seed, _ in room], rng=np.random.default_rng(0))
-    return (interval.mean if math.isnan(interval.low) else interval.low) > 0
+    interval = interval_of(room)
+    return interval is not None and (interval.mean if math.isnan(interval.low) else interval.low) > 0
 
 
 def _too_few(n_pairs: Sequence[int]) -> list[str]:
@@ -275,7 +269,4 @@ def share_of(whole: Mapping[Key, float], part: Mapping[Key, float]) -> Measured:
     if not mean:
         return Measured(None, percent=True)
     share = math.fsum(part[key] for key in keys) / len(keys) / mean
-    values = [share + (part[key] - share * whole[key]) / mean for key in keys]
-    return Measured(
-        hierarchical_bootstrap(values, [seed for seed, _ in keys], rng=np.random.default_rng(0)), percent=True
-    )
+    return Measured(interval_of({key: share + (part[key] - share * whole[key]) / mean for key in keys}), percent=True)

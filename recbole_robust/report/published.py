@@ -73,9 +73,10 @@ def published_table(
     methods = labels(there, "method", order)
     header = ["attack", "clean", *methods, "seeds"]
     table = Table(f"As {published.name}: {metric} in percent, clean and under each attack", header, [])
-    clean = [entry for entry in entries if compared(entry.on_clean())]
+    clean_entries = [entry for entry in entries if compared(entry.on_clean())]
+    clean = measure(clean_entries, "clean", metric, published=published.lookup)
     for attack in labels(there, "attack", order):
-        cells = [measure(clean, "clean", metric, published=published.lookup)]
+        cells = [clean]
         for method in methods:
             at = [entry for entry in there if (entry.attack, entry.method) == (attack, method)]
             cells.append(measure(at, "attacked", metric, published=published.lookup))

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from recbole_robust.report.tables import Entry, Measured, Table, counts, labels, measure, span
-from recbole_robust.statistics import hierarchical_bootstrap
+from recbole_robust.report.tables import Entry, Measured, Table, counts, interval_of, labels, measure, span
 
 Order = Mapping[str, Sequence[str]]
 
@@ -26,11 +23,7 @@ def areas(entries: Sequence[Entry]) -> list[str]:
 def area(entries: Sequence[Entry], name: str) -> Measured:
     """The mean of one area over the cards of some entries, with its interval over seeds."""
     cards = {(e.seed, e.target_set): value for e in entries if (value := scores_of(e).get(name)) is not None}
-    if not cards:
-        return Measured(None, percent=False)
-    seeds, rng = [seed for seed, _ in cards], np.random.default_rng(0)
-    interval = hierarchical_bootstrap(list(cards.values()), seeds, rng=rng, bounds=(0.0, 1.0))
-    return Measured(interval, percent=False)
+    return Measured(interval_of(cards, bounds=(0.0, 1.0)), percent=False)
 
 
 def attack_table(entries: Sequence[Entry], metric: str, undefended: str, *, order: Order) -> Table:

@@ -244,21 +244,24 @@ def values_of(entries: Iterable[Entry], part: str, metric: str) -> dict[Key, flo
     return {key: math.fsum(values) / len(values) for key, values in sorted(pooled.items())}
 
 
+def interval_of(values: Mapping[Key, float], bounds: tuple[float, float] = (-math.inf, math.inf)) -> Interval | None:
+    """The mean of some units with its interval, over seeds and within each over its sets; None where there are none."""
+    if not values:
+        return None
+    seeds, rng = [seed for seed, _ in values], np.random.default_rng(0)
+    return hierarchical_bootstrap(list(values.values()), seeds, rng=rng, bounds=bounds)
+
+
 def measure(entries: Sequence[Entry], part: str, metric: str, published: Lookup | None = None) -> Measured:
     """The mean of a metric in one ``part`` (clean, attacked, lift) of some entries, with its interval."""
     values = values_of(entries, part, metric)
     percent = is_percent(metric)
-    interval = None
-    if values:
-        bounds = (-math.inf, math.inf) if not percent else (-1.0, 1.0) if part == "lift" else (0.0, 1.0)
-        interval = hierarchical_bootstrap(
-            list(values.values()), [seed for seed, _ in values], rng=np.random.default_rng(0), bounds=bounds
-        )
+    bounds = (-math.inf, math.inf) if not percent else (-1.0, 1.0) if part == "lift" else (0.0, 1.0)
     beside = None
     if published and values:
         beside = published(entries[0].on_clean() if part == "clean" else entries[0], metric)
     value, same = beside or (None, True)
-    return Measured(interval, percent, signed=part == "lift", published=value, judged=same)
+    return Measured(interval_of(values, bounds), percent, signed=part == "lift", published=value, judged=same)
 
 
 def counts(cells: Sequence[Measured]) -> str:
