@@ -13,7 +13,7 @@ import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.evaluator import register
 from recbole.evaluator.base_metric import AbstractMetric
-from recbole.evaluator.collector import Collector
+from recbole.evaluator.collector import Collector, DataStruct
 from recbole.utils import EvaluatorType
 from torch import Tensor
 
@@ -80,7 +80,7 @@ class TailHit(AbstractMetric):
     """
 
     metric_type = EvaluatorType.RANKING
-    metric_need = ("rec.tail",)
+    metric_need = ("rec.items", "rec.tail")
 
     def __init__(self, config) -> None:
         super().__init__(config)
@@ -131,6 +131,22 @@ def tail_items(train, tail_share: float = 0.8) -> Tensor:
     return is_tail
 
 
+class _Batches(DataStruct):
+    """RecBole's values, but those of an evaluation are kept by batch and joined once.
+
+    RecBole joins at every batch, and so copies all rows before (evaluator/collector.py:49): at K = 1000 that was most
+    of an evaluation.
+    """
+
+    def update_tensor(self, name: str, value: Tensor) -> None:
+        self._data_dict.setdefault(name, []).append(value.detach().clone())
+
+    def join(self) -> None:
+        for name, batches in self._data_dict.items():
+            if isinstance(batches, list):
+                self._data_dict[name] = torch.cat(batches)
+
+
 class RobustCollector(Collector):
     """RecBole's collector, plus what our metrics need; fake rows count in no popularity.
 
@@ -144,6 +160,10 @@ class RobustCollector(Collector):
     shares_scores = False
     trainer = None
     train = None
+
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        self.data_struct = _Batches()
 
     def data_collect(self, train_data) -> None:
         """RecBole's, which fails on the loaders of knowledge-aware models, from the genuine rows of the split."""
@@ -169,9 +189,14 @@ class RobustCollector(Collector):
         if self.register.need("rec.tail"):
             positive = torch.zeros_like(scores_tensor, dtype=torch.int)
             positive[positive_u, positive_i] = self.is_tail[positive_i].int().to(scores_tensor.device)
-            top = torch.topk(scores_tensor, max(self.topk), dim=-1).indices
+            top = self.data_struct["rec.items"][-1]  # of this batch, as RecBole has just ranked it
             found = torch.cat([positive.gather(1, top), positive.sum(dim=1, keepdim=True)], dim=1)
             self.data_struct.update_tensor("rec.tail", found)
+
+    def get_data_struct(self) -> DataStruct:
+        """RecBole's, with the batches of each value as one tensor."""
+        self.data_struct.join()
+        return super().get_data_struct()
 
     def model_collect(self, model) -> None:
         super().model_collect(model)

@@ -143,6 +143,19 @@ def test_tail_hit_is_the_loop(toy_config):
         assert found[f"tailhit@{k}"] == pytest.approx(np.mean(hits), abs=1e-8)
 
 
+def test_the_batches_of_an_evaluation_are_joined_in_their_order(toy_config):
+    keys = {"metrics": ["Recall", "ItemCoverage", "TailHit"], "topk": [3, 10], "epochs": 1}
+    run = make_run(toy_config("BPR", **keys, eval_batch_size=2 * 41), average())  # two or so users a batch
+    run.fit()
+    in_batches = run.trainer.evaluate(run.loaders[2])
+    assert len(run.loaders[2]) > 10
+    in_one = make_run(toy_config("BPR", **keys, eval_batch_size=10**7), average())
+    assert len(in_one.loaders[2]) == 1
+    assert run.trainer.evaluate(in_one.loaders[2]) == in_batches
+    collector = run.trainer.eval_collector
+    assert not any(name.startswith("rec.") for name in collector.data_struct._data_dict)  # nothing stays
+
+
 def test_the_share_of_the_tail_is_the_key(toy_config):
     """With all items in the tail, tail hit is hit; with none, nobody has a tail item to be hit."""
     by_share = {}
