@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "results"
 PICTURES = {  # the README's: the file, and the folders whose numbers it shows
     "docs/pictures/attacks.svg": ("attacks_ml-100k", "attacks_ml-1m"),
-    "docs/pictures/defenses.svg": ("defenses_ml-100k",),
+    "docs/pictures/defenses.svg": ("purifyaug_table1_ml-100k",),
 }
 
 

@@ -54,11 +54,13 @@ def defenses_picture(page: Page, dataset: str) -> str | None:
         mean = [Dot(ALL_ATTACKS, math.fsum(each) / len(each))]
         removed[one.method] = [Dot(ONE_ATTACK, value) for value in each] + mean if len(each) > 1 else mean
     ticks = (FARTHEST, -50, 0, 50, 100)
-    panels = [Panel("Lift removed", FARTHEST, 108, ticks, removed, line=0, note=f"% of {page.undefended.name}'s")]
+    whose = f"{page.undefended.name}'s" if len(page.undefended.models) == 1 else "the undefended"
+    panels = [Panel("Lift removed", FARTHEST, 108, ticks, removed, line=0, note=f"% of {whose}")]
     for name in wanted:
         kept = {one.method: _dots(KEPT, one.kept[name], 100) for one in found}
-        top = 50 * math.ceil(max(_highest(kept), 100) / 50)
-        panels.append(Panel(name, 0, top, tuple(range(0, top + 1, 50)), kept, line=100, note="kept, %"))
+        step = 50 if _highest(kept) <= 200 else 100
+        top = step * math.ceil(max(_highest(kept), 100) / step)
+        panels.append(Panel(name, 0, top, tuple(range(0, top + 1, step)), kept, line=100, note="kept, %"))
     title = f"{dataset}: share of the lift that each defense removes, and share of accuracy that it keeps"
     return dot_rows(title, [one.method for one in found], panels)
 
