@@ -143,6 +143,7 @@ CHECKS: dict[str, Check] = {
     "group_high": number(0, open_low=True),
     "group_own_share": number(0, 1),
     "group_usual": number(0, 1),
+    "group_evidence": one_of("idf", "surprise"),
     "kl_ratio": number(0, 1, open_low=True),
     "adv_eps": number(0),
     "purify_steps": whole(0),

@@ -63,7 +63,7 @@ def group_weights_of(config: Config) -> Weigher | None:
     """The purification of PurifyAugMF's training rows; of a model that has no such key it is no business."""
     if "group_weights" not in config.internal_config_dict or not config["group_weights"]:
         return None
-    return GroupWeights(*(config[f"group_{name}"] for name in ("low", "high", "own_share", "usual")))
+    return GroupWeights(*(config[f"group_{name}"] for name in ("low", "high", "own_share", "usual", "evidence")))
 
 
 def _detect(config: Config, detectors, train) -> tuple[NDArray[np.bool_], dict[str, Any]]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy.sparse import csr_matrix, diags
+from scipy.special import kl_div
 
 from recbole_robust.types import FloatArray, IntArray
 
@@ -20,6 +21,7 @@ CHUNK_RATINGS = 2**21  # ratings of pairs of users whose shared items are looked
 N_SAMPLED_USERS = 2000  # evenly spaced users are enough for a median
 N_OTHERS = 10  # raters of an item beside one, of whom a mean can be told
 Length = Literal["count", "chance"]
+Evidence = Literal["idf", "surprise"]
 
 
 def co_rating(
@@ -27,6 +29,7 @@ def co_rating(
     n_neighbours: int = 20,
     top_rating: float | None = None,
     *,
+    evidence: Evidence = "idf",
     idf_power: float = 3.0,
     length: Length = "count",
     length_power: float = 0.5,
@@ -37,8 +40,11 @@ def co_rating(
     items that u and v both gave the top rating, ``idf_i = log(n_users / n_i)``, ``n_i`` the number of an item's
     ratings and ``l_u`` a user's length. Fakes that push the same targets share them. Higher is more suspicious.
 
+    With ``evidence="surprise"`` it is the mean of the 20 largest ``s_uv`` (:class:`_Surprise`), whatever the length.
+
     Args:
         top_rating: what counts as one; None: the highest rating there is.
+        evidence: ``idf`` (above; what follows is for it alone) or ``surprise``.
         idf_power: the 3 above.
         length: ``l_u`` is the number of u's top ratings (``count``), or what u shares with anybody by chance
             (``chance``): the sum over u's top ratings of ``idf_i^3 n_i / n_users``. Popular items, which fakes can
@@ -53,11 +59,13 @@ def co_rating(
     scores = np.zeros(n_users)
     if ratings.nnz == 0 or n_users < 2:
         return scores
-    top, rarity = _top_ratings(ratings, top_rating), rarity_of(ratings, idf_power)
-    n_neighbours = min(n_neighbours, n_users - 1)
-    for user, shared in _shared_by_user(top, rarity, np.arange(n_users)):
-        scores[user] = _mean_of_largest(shared, n_neighbours)
-    return scores / _lengths(ratings, top, rarity, length) ** length_power
+    top, n_neighbours = _top_ratings(ratings, top_rating), min(n_neighbours, n_users - 1)
+    measure = _Surprise(top) if evidence == "surprise" else _Rarity(ratings, idf_power, np.ones(n_users))
+    for user, values in _evidence_by_user(top, measure, np.arange(n_users)):
+        scores[user] = _mean_of_largest(values, n_neighbours)
+    if evidence == "surprise":
+        return scores
+    return scores / _lengths(ratings, top, measure.weights, length) ** length_power
 
 
 # --- one value a rating -----------------------------------------------------------------------------------------------
@@ -68,6 +76,7 @@ def coordinated_raters(
     n_neighbours: int = 20,
     top_rating: float | None = None,
     *,
+    evidence: Evidence = "idf",
     idf_power: float = 3.0,
     low: float = 0.3,
     high: float = 1.0,
@@ -88,13 +97,14 @@ def coordinated_raters(
     data 6 % of the top ratings of MovieLens-100K weigh 1 / (1 + c) < .6, and 7 % of those of MovieLens-1M.
 
     The evidence is ``s_uv = sum_j idf_j^3 / sqrt(l_u l_v)`` over the items j that both gave the top rating, with the
-    terms of :func:`co_rating` and the length ``chance``; i itself counts by ``own_share``. theta is what hardly any
-    user's mean of the 20 largest ``s_uv`` exceeds: the square of median + 3 robust standard deviations of its root,
-    over the users who have any. A few fakes move neither theta nor q.
+    terms of :func:`co_rating` and the length ``chance``, or else :class:`_Surprise`; i itself counts by ``own_share``.
+    theta is what hardly any user's mean of the 20 largest ``s_uv`` exceeds: the square of median + 3 robust standard
+    deviations of its root, over the users who have any. A few fakes move neither theta nor q.
 
     Reference: none known; the project's own.
 
     Args:
+        evidence: ``idf`` or ``surprise``.
         low, high: where ``a_uvi`` begins to rise and where it is 1, in units of theta.
         own_share: 0 to 1. At 0 two users with nothing in common but i are strangers, whatever i is, and fakes with one
             target each go unseen; at 1 the few fans of a rare item may be taken for a group.
@@ -103,9 +113,8 @@ def coordinated_raters(
 
     Shape: ``(n_users, n_items)`` to ``(n_ratings,)``, in the order of ``ratings.data``.
     """
-    count, others, limits = _alike(
-        ratings, n_neighbours, top_rating, idf_power=idf_power, low=low, high=high, own_share=own_share, usual=usual
-    )
+    keys: dict[str, Any] = {"low": low, "high": high, "own_share": own_share, "usual": usual}
+    count, others, limits = _alike(ratings, n_neighbours, top_rating, evidence=evidence, idf_power=idf_power, **keys)
     return np.maximum(count - limits.usual * others, 0.0)
 
 
@@ -117,9 +126,9 @@ class Limits:
     usual: float
 
 
-def limits_of(ratings: csr_matrix, top_rating: float | None = None, **keys: float) -> Limits:
+def limits_of(ratings: csr_matrix, top_rating: float | None = None, **keys: Any) -> Limits:
     """The limits that :func:`coordinated_raters` finds with these arguments."""
-    given = {"idf_power": 3.0, "low": 0.3, "high": 1.0, "own_share": 0.5, "usual": 0.95, **keys}
+    given = {"evidence": "idf", "idf_power": 3.0, "low": 0.3, "high": 1.0, "own_share": 0.5, "usual": 0.95, **keys}
     return _alike(ratings, 20, top_rating, **given)[2]
 
 
@@ -128,6 +137,7 @@ def _alike(
     n_neighbours: int,
     top_rating: float | None,
     *,
+    evidence: Evidence,
     idf_power: float,
     low: float,
     high: float,
@@ -139,30 +149,78 @@ def _alike(
     count, others = np.zeros(ratings.nnz), np.zeros(ratings.nnz, dtype=np.int64)
     if ratings.nnz == 0 or n_users < 2:
         return count, others, Limits(0.0, 0.0)
-    top, rarity = _top_ratings(ratings, top_rating), rarity_of(ratings, idf_power)
-    norm = 1.0 / np.sqrt(_lengths(ratings, top, rarity, "chance"))
-    normed = csr_matrix(diags(norm) @ top)
+    top = _top_ratings(ratings, top_rating)
+    measure = _measure(ratings, top, evidence, idf_power)
     sample = np.arange(0, n_users, max(1, n_users // N_SAMPLED_USERS))
     n_neighbours = min(n_neighbours, n_users - 1)
-    closest = np.array([_mean_of_largest(s, n_neighbours) for _, s in _shared_by_user(normed, rarity, sample)])
+    closest = np.array([_mean_of_largest(s, n_neighbours) for _, s in _evidence_by_user(top, measure, sample)])
     theta = _upper_limit(closest[closest > 0])  # in sparse data most users share nothing with anybody
     if theta == 0:
         return count, others, Limits(0.0, 0.0)
-    places = np.repeat(np.arange(n_users), np.diff(ratings.indptr)) * n_items + ratings.indices
+    places = _rows(ratings) * n_items + ratings.indices
     order = np.argsort(places, kind="stable")
     places = places[order]
-    for user, other, evidence in _pairs_above(normed, rarity, low * theta):
+    for user, other, shared in _pairs_above(top, measure, low * theta):
         on = top[user].multiply(top[other]).tocoo()  # what the two of a pair both gave the top rating
         user, other = user[on.row], other[on.row]
-        own = rarity[on.col] * norm[user] * norm[other]
-        alike = np.clip(((evidence[on.row] - (1 - own_share) * own) / theta - low) / (high - low), 0.0, 1.0)
+        found = measure(shared[on.row] - (1 - own_share) * measure.weights[on.col], user, other)
+        alike = np.clip((found / theta - low) / (high - low), 0.0, 1.0)
         np.add.at(count, order[np.searchsorted(places, user * n_items + on.col)], alike)
     others = np.maximum(item_counts(top) - 1, 0)[ratings.indices]
     told = (ratings.data >= _top_of(ratings, top_rating)) & (others >= min(N_OTHERS, max(others.max(), 1)))
     if usual == 0 or not told.any():
         return count, others, Limits(theta, 0.0)
-    users = np.repeat(np.arange(n_users), np.diff(ratings.indptr))[told]
-    return count, others, Limits(theta, _quantile_by_user(count[told] / others[told], users, usual))
+    shares = count[told] / others[told]
+    return count, others, Limits(theta, _quantile_by_user(shares, _rows(ratings)[told], usual))
+
+
+# --- evidence of a pair -----------------------------------------------------------------------------------------------
+
+
+class _Rarity:
+    """``idf``: the rarity of what two users share, over what they can be expected to share.
+
+    Rare items count so much that in sparse data, where most users have a rating or two, a single one in common is more
+    than ten common targets of 3 % of the users: there it sees no fakes.
+
+    Shape: weights ``(n_items,)``, norm ``(n_users,)``.
+    """
+
+    def __init__(self, ratings: csr_matrix, power: float, norm: FloatArray) -> None:
+        self.weights, self.norm = rarity_of(ratings, power), norm
+
+    def __call__(self, shared: FloatArray, user: IntArray, other: IntArray) -> FloatArray:
+        return shared * self.norm[user] * self.norm[other]
+
+
+class _Surprise:
+    """``surprise``: how little chance explains what two users share, in nats.
+
+    ``s_uv = S log(S / L) - S + L`` where ``S > L``, else 0: minus the logarithm of Chernoff's bound of ``P(X >= S)``, S
+    the number of items that both gave the top rating, X Poisson with mean ``L``. That is what they would share if top
+    ratings fell on items by popularity alone: ``sum of m_i over u's items * t_v / M``, m_i an item's top ratings, t_v a
+    user's, M all of them, or the same from v's side; L is the geometric mean of the two. Without parameters, and as
+    good for users of two ratings as for those of hundreds.
+
+    Shape: weights ``(n_items,)``, ones; root ``(n_users,)``, of which two make L.
+    """
+
+    def __init__(self, top: csr_matrix) -> None:
+        counts, self.weights = item_counts(top), np.ones(top.shape[1])
+        self.root = np.sqrt(np.diff(top.indptr) * (top @ counts) / max(counts.sum(), 1))
+
+    def __call__(self, shared: FloatArray, user: IntArray, other: IntArray) -> FloatArray:
+        by_chance = self.root[user] * self.root[other]
+        return np.where(shared > by_chance, kl_div(shared, by_chance), 0.0)
+
+
+Measure = _Rarity | _Surprise
+
+
+def _measure(ratings: csr_matrix, top: csr_matrix, evidence: Evidence, idf_power: float) -> Measure:
+    if evidence == "surprise":
+        return _Surprise(top)
+    return _Rarity(ratings, idf_power, _lengths(ratings, top, rarity_of(ratings, idf_power), "chance") ** -0.5)
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
@@ -208,14 +266,15 @@ def _shared(top: csr_matrix, weights: FloatArray, users: IntArray) -> Iterator[t
         del block  # before the next one is made
 
 
-def _shared_by_user(top: csr_matrix, weights: FloatArray, users: IntArray) -> Iterator[tuple[int, FloatArray]]:
-    """For each of ``users`` the own place among them, and the values of :func:`_shared` that are stored.
+def _evidence_by_user(top: csr_matrix, measure: Measure, users: IntArray) -> Iterator[tuple[int, FloatArray]]:
+    """For each of ``users`` the own place among them, and the evidence of those who share anything with it.
 
     Row by row: most pairs share nothing, and a dense block would cost ten times as much.
     """
-    for first, block in _shared(top, weights, users):
+    for first, block in _shared(top, measure.weights, users):
+        values = measure(block.data, users[first + _rows(block)], block.indices)
         for row in range(block.shape[0]):
-            yield first + row, block.data[block.indptr[row] : block.indptr[row + 1]]
+            yield first + row, values[block.indptr[row] : block.indptr[row + 1]]
 
 
 def _mean_of_largest(values: FloatArray, n: int) -> float:
@@ -223,19 +282,22 @@ def _mean_of_largest(values: FloatArray, n: int) -> float:
     return float((np.partition(values, -n)[-n:] if len(values) > n else values).sum() / n)
 
 
-def _pairs_above(
-    normed: csr_matrix, weights: FloatArray, limit: float
-) -> Iterator[tuple[IntArray, IntArray, FloatArray]]:
-    """Chunks of the pairs whose value of :func:`_shared` exceeds ``limit``: user, other and value, ``(n_pairs,)``."""
-    lengths = np.diff(normed.indptr)
-    for first, block in _shared(normed, weights, np.arange(normed.shape[0])):
-        above = np.flatnonzero(block.data > limit)
-        user = np.searchsorted(block.indptr, above, side="right") - 1 + first
-        other, value = block.indices[above].astype(np.int64), block.data[above]
+def _pairs_above(top: csr_matrix, measure: Measure, limit: float) -> Iterator[tuple[IntArray, IntArray, FloatArray]]:
+    """Chunks of the pairs whose evidence exceeds ``limit``: user, other and what they share, ``(n_pairs,)``."""
+    lengths = np.diff(top.indptr)
+    for first, block in _shared(top, measure.weights, np.arange(top.shape[0])):
+        user = _rows(block) + first
+        above = np.flatnonzero(measure(block.data, user, block.indices) > limit)
+        user, other, shared = user[above], block.indices[above].astype(np.int64), block.data[above]
         chunk_of = np.cumsum(lengths[user] + lengths[other]) // CHUNK_RATINGS
         for chunk in np.split(np.arange(len(above)), np.flatnonzero(np.diff(chunk_of)) + 1):
             if len(chunk):
-                yield user[chunk], other[chunk], value[chunk]
+                yield user[chunk], other[chunk], shared[chunk]
+
+
+def _rows(matrix: csr_matrix) -> IntArray:
+    """The row of each stored value. Shape: ``(n_stored,)``."""
+    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
 
 
 def _upper_limit(means: FloatArray) -> float:

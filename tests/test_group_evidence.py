@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
+from scipy.stats import poisson
 from toy_ratings import popular_world, random_ratings
 
-from recbole_robust.group_evidence import Length, co_rating, coordinated_raters, limits_of
+from recbole_robust.group_evidence import Length, _Surprise, co_rating, coordinated_raters, limits_of
 
 
 def lengths_by_loops(ratings: np.ndarray, top: np.ndarray, length: str) -> np.ndarray:
@@ -38,26 +39,90 @@ def test_co_rating_is_its_definition(n_neighbours, top_rating, length, monkeypat
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
+def surprise_by_loops(top: np.ndarray, u: int, v: int, without: float = 0.0) -> float:
+    """Minus the logarithm of Chernoff's bound on that many shared items, ``without`` of one left out."""
+    m, shared = top.sum(axis=0), (top[u] & top[v]).sum() - without
+    by_u, by_v = (m[top[a]].sum() * top[b].sum() / m.sum() for a, b in ((u, v), (v, u)))
+    by_chance = math.sqrt(by_u * by_v)
+    return shared * math.log(shared / by_chance) - shared + by_chance if shared > by_chance else 0.0
+
+
+def test_surprise_bounds_how_likely_chance_is():
+    rng = np.random.default_rng(0)
+    mean = rng.uniform(0.01, 30, 200)
+    count = np.ceil(mean * rng.uniform(1, 5, 200))
+    measure = _Surprise(csr_matrix((2, 3)))
+    measure.root = np.sqrt(np.concatenate([mean, mean]))
+    bound = np.exp(-measure(count, np.arange(200), np.arange(200, 400)))
+    assert (poisson.sf(count - 1, mean) <= bound).all() and bound.min() < 1e-6 < 0.1 < bound.max()
+
+
+@pytest.mark.parametrize(("n_neighbours", "top_rating"), [(3, None), (20, 4.0), (100, 3.0)])
+def test_surprise_is_its_definition(n_neighbours, top_rating, monkeypatch):
+    monkeypatch.setattr("recbole_robust.group_evidence.BLOCK_PAIRS", 280)  # blocks of seven users
+    ratings = random_ratings()
+    top = ratings >= (top_rating or 5.0)
+    k = min(n_neighbours, len(top) - 1)
+    pairs = [[surprise_by_loops(top, u, v) for v in range(len(top)) if v != u] for u in range(len(top))]
+    found = co_rating(csr_matrix(ratings), n_neighbours, top_rating, evidence="surprise")
+    assert (found > 0).any()
+    np.testing.assert_allclose(found, np.sort(pairs, axis=1)[:, -k:].sum(axis=1) / k, atol=1e-12)
+
+
+def test_only_surprise_sees_fakes_among_users_of_a_few_ratings():
+    """2,000 users with one to six of 800 items; 50 fakes push five: what one rare item says of a pair is more."""
+    rng = np.random.default_rng(0)
+    popularity = 1 / np.arange(20, 820)
+    genuine = np.zeros((2000, 800))
+    for row in genuine:
+        row[rng.choice(800, rng.integers(1, 7), replace=False, p=popularity / popularity.sum())] = 5.0
+    fakes = np.zeros((50, 800))
+    fakes[:, 100:600:100] = 5.0
+    for row in fakes:
+        row[rng.choice(800, 4, replace=False)] = 4.0
+    everyone = csr_matrix(np.vstack([genuine, fakes]))
+    left, kept = {}, {}
+    for evidence in ("idf", "surprise"):
+        count = csr_matrix((coordinated_raters(everyone, evidence=evidence), everyone.indices, everyone.indptr))
+        weights = 1 / (1 + count.toarray())
+        left[evidence] = weights[2000:, 100:600:100].sum(axis=0).mean()
+        kept[evidence] = weights[:2000][genuine == 5].mean()
+    assert left["surprise"] < 2.0 < 40.0 < left["idf"]
+    assert kept["surprise"] > max(kept["idf"], 0.95)
+
+
 def coordinated_by_loops(
-    ratings: np.ndarray, k: int, top_rating: float, low: float, high: float, own_share: float, usual: float
+    ratings: np.ndarray,
+    k: int,
+    top_rating: float,
+    low: float,
+    high: float,
+    own_share: float,
+    usual: float,
+    evidence: str = "idf",
 ) -> np.ndarray:
     n_users = len(ratings)
     top = ratings >= top_rating
     idf = np.log(n_users / np.maximum((ratings > 0).sum(axis=0), 1))
     lengths = lengths_by_loops(ratings, top, "chance")
-    alike = np.array([
-        [(u != v) * (idf[top[u] & top[v]] ** 3).sum() / math.sqrt(lengths[u] * lengths[v]) for v in range(n_users)]
-        for u in range(n_users)
-    ])  # fmt: skip
+
+    def of_pair(u: int, v: int, without: int | None = None) -> float:
+        """The evidence, of ``without`` only ``own_share``."""
+        if evidence == "surprise":
+            return surprise_by_loops(top, u, v, 0.0 if without is None else 1 - own_share)
+        shared = (idf[top[u] & top[v]] ** 3).sum() - (0.0 if without is None else (1 - own_share) * idf[without] ** 3)
+        return shared / math.sqrt(lengths[u] * lengths[v])
+
+    alike = np.array([[of_pair(u, v) if u != v else 0.0 for v in range(n_users)] for u in range(n_users)])
     roots = np.sqrt(np.sort(alike, axis=1)[:, -k:].sum(axis=1) / k)
     median = np.median(roots[roots > 0])
     theta = (median + 3 * 1.4826 * np.median(np.abs(roots[roots > 0] - median))) ** 2
     mean = np.full_like(ratings, np.nan)
     for u, i in np.argwhere(top):
         others = [v for v in np.flatnonzero(top[:, i]) if v != u]
-        own = (1 - own_share) * idf[i] ** 3 / np.sqrt(lengths[u] * lengths[others])
         if others:
-            mean[u, i] = np.clip(((alike[u, others] - own) / theta - low) / (high - low), 0, 1).mean()
+            found = np.array([of_pair(u, v, i) if alike[u, v] > low * theta else 0.0 for v in others])
+            mean[u, i] = np.clip((found / theta - low) / (high - low), 0, 1).mean()
     told = ~np.isnan(mean) & (top.sum(axis=0) > min(10, top.sum(axis=0).max() - 1))
     q, n_told = 0.0, np.maximum(told.sum(axis=1), 1)
     votes = sorted((mean[u, i], 1 / n_told[u]) for u, i in np.argwhere(told))
@@ -67,15 +132,18 @@ def coordinated_by_loops(
     return np.nan_to_num(np.maximum(mean - q, 0) * (top.sum(axis=0) - 1))
 
 
+@pytest.mark.parametrize("evidence", ["idf", "surprise"])
 @pytest.mark.parametrize(
     ("n_neighbours", "top_rating", "low", "high", "own_share", "usual"),
     [(20, None, 0.3, 1.0, 0.5, 0.9), (20, 4.0, 0.1, 0.8, 1.0, 0.5), (5, 3.0, 0.2, 1.5, 0.0, 0.0)],
 )
-def test_coordinated_raters_are_their_definition(n_neighbours, top_rating, low, high, own_share, usual, monkeypatch):
+def test_coordinated_raters_are_their_definition(
+    n_neighbours, top_rating, low, high, own_share, usual, evidence, monkeypatch
+):
     monkeypatch.setattr("recbole_robust.group_evidence.BLOCK_PAIRS", 280)  # blocks of seven users
     ratings = random_ratings()
     monkeypatch.setattr("recbole_robust.group_evidence.CHUNK_RATINGS", 50)
-    keys = {"low": low, "high": high, "own_share": own_share, "usual": usual}
+    keys = {"low": low, "high": high, "own_share": own_share, "usual": usual, "evidence": evidence}
     found = coordinated_raters(csr_matrix(ratings), n_neighbours, top_rating, **keys)
     expected = coordinated_by_loops(ratings, n_neighbours, top_rating or 5.0, **keys)
     assert (found > 0).any()
@@ -134,12 +202,12 @@ def test_without_a_measure_of_chance_nobody_is_coordinated(monkeypatch):
     assert (coordinated_raters(csr_matrix(ratings), own_share=1.0, usual=0.0) > 0).sum() == 2
 
 
-def test_group_evidence_of_no_ratings_or_one_user_is_zero():
-    assert (coordinated_raters(csr_matrix((3, 4))) == 0).all()
-    assert (coordinated_raters(csr_matrix(np.ones((1, 4)))) == 0).all()
-    assert (coordinated_raters(csr_matrix(np.ones((6, 4)))) == 0).all()  # all rated all: nothing is rare
-    assert (co_rating(csr_matrix((3, 4))) == 0).all()
-    assert (co_rating(csr_matrix(np.ones((1, 4)))) == 0).all()
+@pytest.mark.parametrize("evidence", ["idf", "surprise"])
+def test_group_evidence_of_no_ratings_or_one_user_is_zero(evidence):
+    for ratings in (csr_matrix((3, 4)), csr_matrix(np.ones((1, 4)))):
+        assert (coordinated_raters(ratings, evidence=evidence) == 0).all()
+        assert (co_rating(ratings, evidence=evidence) == 0).all()
+    assert (coordinated_raters(csr_matrix(np.ones((6, 4))), evidence=evidence) == 0).all()  # all rated all: no news
 
 
 def test_limits_are_those_of_the_count():

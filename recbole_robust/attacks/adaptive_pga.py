@@ -11,8 +11,8 @@ from scipy.stats import norm as normal
 from torch import Tensor
 
 from recbole_robust.attacks.pga import PGA
-from recbole_robust.attacks.profiles import require, require_number
-from recbole_robust.group_evidence import limits_of
+from recbole_robust.attacks.profiles import require, require_choice, require_number
+from recbole_robust.group_evidence import Evidence, limits_of
 from recbole_robust.types import AttackerView
 
 
@@ -32,7 +32,7 @@ class AdaptivePGA(PGA):
 
     Args:
         n_steps: as in PGA, but more. (Default: 60)
-        low, high, own_share, usual: those of the defense (:class:`recbole_robust.defenses.GroupWeights`).
+        low, high, own_share, usual, evidence: those of the defense (:class:`recbole_robust.defenses.GroupWeights`).
     """
 
     n_steps: int = 60
@@ -40,6 +40,7 @@ class AdaptivePGA(PGA):
     high: float = 1.0
     own_share: float = 0.5
     usual: float = 0.95
+    evidence: Evidence = "idf"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,13 +49,14 @@ class AdaptivePGA(PGA):
         require(self.low < self.high, "low", f"a number below high, {self.high:g}", self.low)
         require_number("own_share", self.own_share, 0, 1)
         require_number("usual", self.usual, 0, 1)
+        require_choice("evidence", self.evidence, Evidence)
 
     def trust(self, view: AttackerView, rated_targets: Tensor) -> Callable[[Tensor], Tensor] | None:
         """As GroupWeights, with c_ut over the other fakes. Shape: ``(n_fake_users, n_items)`` each."""
         if view.rating_min == view.rating_max:  # implicit data have no top ratings
             return None
         keys = {"low": self.low, "high": self.high, "own_share": self.own_share, "usual": self.usual}
-        limits = limits_of(view.ratings, view.rating_max, **keys)
+        limits = limits_of(view.ratings, view.rating_max, evidence=self.evidence, **keys)
         if limits.theta == 0:
             return None
         dtype, n_users = rated_targets.dtype, view.n_users + len(rated_targets)
@@ -62,19 +64,34 @@ class AdaptivePGA(PGA):
         genuine, beside_fakes = torch.from_numpy(view.item_counts).to(dtype), rated_targets.sum(dim=0)
         targets = beside_fakes.nonzero().squeeze(1)
         pushed = rated_targets[:, targets].T  # (T, F)
-        n_top = np.bincount(view.ratings.indices[view.ratings.data >= view.rating_max], minlength=view.n_items)
-        others = torch.from_numpy(n_top).to(dtype)[targets] + pushed.sum(dim=1) - 1
+        n_top = torch.from_numpy(
+            np.bincount(view.ratings.indices[view.ratings.data >= view.rating_max], minlength=view.n_items)
+        ).to(dtype)
+        others = n_top[targets] + pushed.sum(dim=1) - 1
         pairs = pushed[:, :, None] * pushed[:, None, :] * (1 - torch.eye(len(rated_targets), dtype=dtype))  # (T, F, F)
 
-        def weights(fillers: Tensor) -> Tensor:
-            share = (genuine + beside_fakes + fillers.detach().sum(dim=0)) / n_users
+        def rarity_shared(top: Tensor, share: Tensor) -> Tensor:
+            """The evidence ``idf`` of each pair of fakes for each target. Shape: ``(T, F, F)``."""
             rarity = torch.where(share > 0, -share.clamp(1e-12, 1.0).log(), 0.0) ** 3
-            top = rated_targets + fillers * is_top
             norm = (top @ (rarity * share)).clamp_min(1e-6).rsqrt()
             norms = norm[:, None] * norm
-            evidence = (top * rarity) @ top.T * norms
-            own = (1 - self.own_share) * rarity[targets][:, None, None] * norms
-            alike = (((evidence - own) / limits.theta - self.low) / (self.high - self.low)).clamp_min(0.0)
+            return (top * rarity) @ top.T * norms - (1 - self.own_share) * rarity[targets][:, None, None] * norms
+
+        def surprise(top: Tensor) -> Tensor:
+            """The evidence ``surprise``, the same for every target. Shape: ``(1, F, F)``."""
+            counts = n_top + top.detach().sum(dim=0)
+            root = (top.sum(dim=1) * (top @ counts) / counts.sum()).clamp_min(1e-6).sqrt()
+            shared, by_chance = top @ top.T - (1 - self.own_share), root[:, None] * root
+            shared = torch.maximum(shared, by_chance)  # 0 there
+            return (shared * (shared / by_chance).log() - shared + by_chance)[None]
+
+        def weights(fillers: Tensor) -> Tensor:
+            top = rated_targets + fillers * is_top
+            if self.evidence == "surprise":
+                evidence = surprise(top)
+            else:
+                evidence = rarity_shared(top, (genuine + beside_fakes + fillers.detach().sum(dim=0)) / n_users)
+            alike = ((evidence / limits.theta - self.low) / (self.high - self.low)).clamp_min(0.0)
             count = ((alike * pairs).sum(dim=2) - limits.usual * others[:, None]).clamp_min(0.0)
             return torch.ones_like(top).index_copy(1, targets, (1 / (1 + count)).T)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from recbole_robust.defenses.checks import is_number, require, require_choice, require_number
 from recbole_robust.defenses.thresholds import Threshold
-from recbole_robust.group_evidence import Length, co_rating
+from recbole_robust.group_evidence import Evidence, Length, co_rating
 from recbole_robust.types import DefenderView, Detection
 
 
@@ -31,17 +31,22 @@ class CoRating(Threshold):
     their targets are no longer rare, and on data without ratings; it is blind where targets are rated lowest
     (``intent: nuke``).
 
+    ``evidence: surprise`` asks instead how little chance explains what two users share
+    (:func:`recbole_robust.group_evidence.co_rating`). It needs none of the powers, and finds fakes in sparse data, too.
+
     Args:
+        evidence: ``idf`` or ``surprise``. (Default: ``idf``)
         n_neighbours: closest users that count. (Default: 20)
-        idf_power: how much more a rare item counts, >= 0. (Default: 3)
+        idf_power: how much more a rare item counts, >= 0; like what follows of ``idf`` alone. (Default: 3)
         length: of a user: ``count``, top ratings, or ``chance``, what he shares with anybody by chance, which an
             attacker cannot raise by popular items. (Default: ``count``)
         length_power: of a user's length, >= 0. (Default: 0.75)
-        top_rating: ratings from here on are top ratings; None: the highest of the scale. (Default: None)
+        top_rating: of both; ratings from here on are top ratings; None: the highest of the scale. (Default: None)
         mad_threshold: see :class:`Threshold`. (Default: 3)
     """
 
     mad_threshold: float = 3.0
+    evidence: Evidence = "idf"
     n_neighbours: int = 20
     idf_power: float = 3.0
     length: Length = "count"
@@ -50,6 +55,7 @@ class CoRating(Threshold):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_choice("evidence", self.evidence, Evidence)
         require_number("n_neighbours", self.n_neighbours, 1, integer=True)
         require_number("idf_power", self.idf_power, 0)
         require_choice("length", self.length, Length)
@@ -64,6 +70,7 @@ class CoRating(Threshold):
             view.ratings,
             self.n_neighbours,
             top_rating,
+            evidence=self.evidence,
             idf_power=self.idf_power,
             length=self.length,
             length_power=self.length_power,

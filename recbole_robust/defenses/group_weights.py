@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from recbole_robust.defenses.checks import require, require_number
-from recbole_robust.group_evidence import coordinated_raters
+from recbole_robust.defenses.checks import require, require_choice, require_number
+from recbole_robust.group_evidence import Evidence, coordinated_raters
 from recbole_robust.types import DefenderView, FloatArray
 
 
@@ -29,12 +29,15 @@ class GroupWeights:
         usual: quantile, one vote a user, of what stands behind the top ratings of items with more than ten that counts
             as usual, 0 to 1. Fakes of more than 1 - usual of the users make themselves usual: then nothing weighs
             less. (Default: 0.95)
+        evidence: of two users: ``idf``, the rarity of what they share, or ``surprise``, how little chance explains it,
+            which sees fakes in sparse data, too. (Default: ``idf``)
     """
 
     low: float = 0.3
     high: float = 1.0
     own_share: float = 0.5
     usual: float = 0.95
+    evidence: Evidence = "idf"
 
     kind: ClassVar[str] = "weights"
 
@@ -44,6 +47,7 @@ class GroupWeights:
         require(self.low < self.high, "low", f"a number below high, {self.high:g}", self.low)
         require_number("own_share", self.own_share, 0, 1)
         require_number("usual", self.usual, 0, 1)
+        require_choice("evidence", self.evidence, Evidence)
 
     def __call__(self, view: DefenderView, *, rng: np.random.Generator) -> FloatArray:
         """The weight of each rating, in the order of ``view.ratings.data``. Shape: ``(n_ratings,)``, in (0, 1]."""
