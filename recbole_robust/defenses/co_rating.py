@@ -32,7 +32,8 @@ class CoRating(Threshold):
     (``intent: nuke``).
 
     ``evidence: surprise`` asks instead how little chance explains what two users share
-    (:func:`recbole_robust.group_evidence.co_rating`). It needs none of the powers, and finds fakes in sparse data, too.
+    (:func:`recbole_robust.group_evidence.co_rating`). It needs none of the powers, and finds fakes in sparse data, too,
+    where most users share nothing with anybody: the threshold looks at those who do.
 
     Args:
         evidence: ``idf`` or ``surprise``. (Default: ``idf``)
@@ -75,4 +76,5 @@ class CoRating(Threshold):
             length=self.length,
             length_power=self.length_power,
         )
-        return Detection(scores, self.flag(np.sqrt(scores), np.diff(view.ratings.indptr) > 0, rng))
+        judged = scores > 0 if self.evidence == "surprise" else np.diff(view.ratings.indptr) > 0
+        return Detection(scores, self.flag(np.sqrt(scores), judged, rng))
