@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 from scipy.stats import poisson
-from toy_ratings import popular_world, random_ratings
+from toy_ratings import popular_world, random_ratings, sparse_world
 
 from recbole_robust.group_evidence import Length, _Surprise, co_rating, coordinated_raters, limits_of
 
@@ -70,23 +70,15 @@ def test_surprise_is_its_definition(n_neighbours, top_rating, monkeypatch):
 
 
 def test_only_surprise_sees_fakes_among_users_of_a_few_ratings():
-    """2,000 users with one to six of 800 items; 50 fakes push five: what one rare item says of a pair is more."""
-    rng = np.random.default_rng(0)
-    popularity = 1 / np.arange(20, 820)
-    genuine = np.zeros((2000, 800))
-    for row in genuine:
-        row[rng.choice(800, rng.integers(1, 7), replace=False, p=popularity / popularity.sum())] = 5.0
-    fakes = np.zeros((50, 800))
-    fakes[:, 100:600:100] = 5.0
-    for row in fakes:
-        row[rng.choice(800, 4, replace=False)] = 4.0
-    everyone = csr_matrix(np.vstack([genuine, fakes]))
+    """What one rare item says of a pair of them is more than five common targets."""
+    ratings, targets = sparse_world()
+    everyone = csr_matrix(ratings)
     left, kept = {}, {}
     for evidence in ("idf", "surprise"):
         count = csr_matrix((coordinated_raters(everyone, evidence=evidence), everyone.indices, everyone.indptr))
         weights = 1 / (1 + count.toarray())
-        left[evidence] = weights[2000:, 100:600:100].sum(axis=0).mean()
-        kept[evidence] = weights[:2000][genuine == 5].mean()
+        left[evidence] = weights[2000:, targets].sum(axis=0).mean()
+        kept[evidence] = weights[:2000][ratings[:2000] == 5].mean()
     assert left["surprise"] < 2.0 < 40.0 < left["idf"]
     assert kept["surprise"] > max(kept["idf"], 0.95)
 

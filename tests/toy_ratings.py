@@ -14,6 +14,19 @@ def random_ratings(n_users: int = 40, n_items: int = 25, density: float = 0.3, s
     return ratings.astype(np.float64)
 
 
+def sparse_world(n_fakes: int = 50, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """2,000 users with one to six top ratings of 800 items, fakes after them, who push five items; and these."""
+    rng, targets = np.random.default_rng(seed), np.arange(100, 600, 100)
+    popularity = 1 / np.arange(20, 820)
+    genuine, fakes = np.zeros((2000, 800)), np.zeros((n_fakes, 800))
+    for row in genuine:
+        row[rng.choice(800, rng.integers(1, 7), replace=False, p=popularity / popularity.sum())] = 5.0
+    for row in fakes:
+        row[rng.choice(800, 4, replace=False)] = 4.0
+    fakes[:, targets] = 5.0
+    return np.vstack([genuine, fakes]), targets
+
+
 def popular_world(n_users: int = 200, n_items: int = 80, seed: int = 1) -> np.ndarray:
     """Genuine users who share a taste for some items, in the order of popularity, and two sorts of users."""
     rng = np.random.default_rng(seed)

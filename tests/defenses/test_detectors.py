@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from scipy.sparse import csr_matrix, vstack
+from toy_ratings import sparse_world
 
 from recbole_robust.attacks import Average, CopyProfile, Random
 from recbole_robust.defenses import FAP, PCA, CoRating, detection_report
@@ -19,6 +20,7 @@ from recbole_robust.types import AttackerView, Budget, DefenderView, Detection, 
 
 DETECTORS = [
     CoRating(),
+    CoRating(evidence="surprise"),
     PCA(),
     PCA(variant="sdlib", n_flag=8),
     FAP(),
@@ -176,6 +178,7 @@ def test_detectors_are_frozen(detector):
     [
         (CoRating, "n_flag", 0, "auto, a count of at least 1 or a share below 1, got 0"),
         (CoRating, "n_neighbours", 2.5, "an integer of at least 1, got 2.5"),
+        (CoRating, "evidence", "both", "one of idf, surprise, got 'both'"),
         (CoRating, "idf_power", -1, "a number of at least 0, got -1"),
         (CoRating, "length_power", "half", "a number of at least 0, got 'half'"),
         (CoRating, "top_rating", "5", "a number, got '5'"),
@@ -376,7 +379,11 @@ def report(detector, ratings) -> dict:
 
 
 @pytest.mark.parametrize("attack", [Random(), Average(), CopyProfile()], ids=repr)
-@pytest.mark.parametrize("detector", [CoRating(), FAP(), FAP(seed_users=(400, 401), n_flag=N_FAKES)], ids=repr)
+@pytest.mark.parametrize(
+    "detector",
+    [CoRating(), CoRating(evidence="surprise"), FAP(), FAP(seed_users=(400, 401), n_flag=N_FAKES)],
+    ids=repr,
+)
 def test_fakes_that_share_their_targets_are_caught(detector, attack, genuine):
     found = report(detector, poisoned(genuine, attack))
     assert found["recall"] > 0.9, found
@@ -396,7 +403,14 @@ def test_pca_is_blind_to_fakes_that_are_a_component_of_their_own(genuine):
     assert report(PCA(), poisoned(genuine, Random(), "all"))["auc"] < 0.1
 
 
-@pytest.mark.parametrize("detector", [CoRating(), PCA(), FAP()], ids=repr)
+def test_only_surprise_finds_fakes_among_users_of_a_few_ratings():
+    ratings, _ = sparse_world()
+    found = {e: detect(CoRating(evidence=e), ratings).flagged for e in ("idf", "surprise")}
+    assert found["surprise"][2000:].all() and not found["idf"][2000:].any()
+    assert found["surprise"][:2000].mean() < 0.01
+
+
+@pytest.mark.parametrize("detector", [CoRating(), CoRating(evidence="surprise"), PCA(), FAP()], ids=repr)
 def test_clean_data_lose_few_users(detector, genuine):
     found = report(detector, genuine.ratings)
     assert found["n_genuine_lost"] <= 8, found
