@@ -238,7 +238,7 @@ def test_the_sweeps_that_we_ship(name: str, tmp_path: Path) -> None:
     """They are read, a Config takes all they try, their target sets are no grid's, and every key has a comment."""
     sweep = load_sweep(name)
     epochs = _check_by_configs(sweep, str(tmp_path))[0]
-    assert sweep.name == name and epochs == {"ATJT": 15, "TCE": 40, "RCE": 40, "RGCF": 30}.get(name, 25)
+    assert sweep.name == name and epochs == {"ATJT": 16, "TCE": 40, "RCE": 40, "RGCF": 30}.get(name, 25)
     assert not sweep.attacks or all(targets["target_seed"] >= 200 for targets in sweep.target_sets)
     assert sweep.seed >= 100
     assert json.dumps(sweep.points() if sweep.method != "tpe" else sweep.corners())

@@ -825,7 +825,8 @@ def test_every_key_of_the_yaml_is_read(plain_config, model_keys, ratings):
     PurifyAugMF(config, ratings)
     assert set(model_keys("PurifyAugMF")) - config.asked == {
         *("net_learning_rate", "net_weight_decay"),  # the trainer's
-        *(f"group_{key}" for key in ("weights", "low", "high", "own_share", "usual")),  # of the rows, not of the model
+        # Of the rows, not of the model:
+        *(f"group_{key}" for key in ("weights", "low", "high", "own_share", "usual", "evidence")),
     }
 
 
