@@ -7,12 +7,13 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from recbole.evaluator.register import metric_types
 from recbole.utils import EvaluatorType
 
 from recbole_robust.arguments import LARGEST_SEED
+from recbole_robust.group_evidence import Evidence
 from recbole_robust.types import TARGET_MODES, UserError
 
 # --- which values a key may have --------------------------------------------------------------------------------------
@@ -143,7 +144,7 @@ CHECKS: dict[str, Check] = {
     "group_high": number(0, open_low=True),
     "group_own_share": number(0, 1),
     "group_usual": number(0, 1),
-    "group_evidence": one_of("idf", "surprise"),
+    "group_evidence": one_of(*get_args(Evidence)),
     "kl_ratio": number(0, 1, open_low=True),
     "adv_eps": number(0),
     "purify_steps": whole(0),

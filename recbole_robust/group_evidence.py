@@ -60,12 +60,14 @@ def co_rating(
     if ratings.nnz == 0 or n_users < 2:
         return scores
     top, n_neighbours = _top_ratings(ratings, top_rating), min(n_neighbours, n_users - 1)
-    measure = _Surprise(top) if evidence == "surprise" else _Rarity(ratings, idf_power, np.ones(n_users))
+    measure: Measure = _Surprise(top)
+    lengths = np.ones(n_users)
+    if evidence == "idf":
+        measure = _Rarity(ratings, idf_power, np.ones(n_users))
+        lengths = _lengths(ratings, top, measure.weights, length) ** length_power
     for user, values in _evidence_by_user(top, measure, np.arange(n_users)):
         scores[user] = _mean_of_largest(values, n_neighbours)
-    if evidence == "surprise":
-        return scores
-    return scores / _lengths(ratings, top, measure.weights, length) ** length_power
+    return scores / lengths
 
 
 # --- one value a rating -----------------------------------------------------------------------------------------------
@@ -199,8 +201,7 @@ class _Surprise:
     ``s_uv = S log(S / L) - S + L`` where ``S > L``, else 0: minus the logarithm of Chernoff's bound of ``P(X >= S)``, S
     the number of items that both gave the top rating, X Poisson with mean ``L``. That is what they would share if top
     ratings fell on items by popularity alone: ``sum of m_i over u's items * t_v / M``, m_i an item's top ratings, t_v a
-    user's, M all of them, or the same from v's side; L is the geometric mean of the two. Without parameters, and as
-    good for users of two ratings as for those of hundreds.
+    user's, M all of them, or the same from v's side; L is the geometric mean of the two. It has no parameters.
 
     Shape: weights ``(n_items,)``, ones; root ``(n_users,)``, of which two make L.
     """
