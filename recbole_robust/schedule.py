@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_robust.grid import AXES, Cell, expand, load_grid
+from recbole_robust.properties_path import properties_dir
 from recbole_robust.reuse import equal_results
 from recbole_robust.types import UserError
 
@@ -212,7 +213,8 @@ class GridPlan:
         there = f"{self.n_skipped} are there"
         there += f", {self.n_failed} of them failed" if self.n_failed else ""
         there += f", {self.n_reused} in other grids" if self.n_reused else ""
-        return "\n".join([*lines, f"would run {len(self.cells)} cells ({there}): {about}"])
+        about = f": {about}" if self.cells else ""
+        return "\n".join([*lines, f"would run {len(self.cells)} cells ({there}){about}"])
 
 
 def plan_grid(
@@ -228,12 +230,16 @@ def plan_grid(
 ) -> GridPlan:
     """What ``benchmark.run_grid`` would run with these arguments; nothing is written.
 
-    The time of a cell is the median of the results below ``output_dir`` that are most like it, on the same data set.
+    The time of a cell is the median of the results below ``output_dir`` that are most like it, on the same data set; or
+    else of those below ``reuse``, or of the results that are beside the shipped grids, where there are any.
     """
     check_workers(workers)
     asked = Asked.of(grid, output_dir, force, only, retry_failed, reuse)
-    past = past_seconds(Path(output_dir))
-    seconds = [expected_seconds(cell, past) for cell in asked.pending]
+    seconds: list[float | None] = [None] * len(asked.pending)
+    for folder in (output_dir, reuse, properties_dir().parent / "results"):
+        if folder is not None and None in seconds:
+            past = past_seconds(Path(folder))
+            seconds = [old or expected_seconds(cell, past) for cell, old in zip(asked.pending, seconds, strict=True)]
     known = [value for value in seconds if value is not None]
     about = sum(known) / max(1, workers)
     return GridPlan(asked.pending, asked.n_skipped, about, len(seconds) - len(known), len(asked.reused), asked.n_failed)

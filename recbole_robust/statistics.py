@@ -1,7 +1,8 @@
-"""Intervals, paired tests, effect sizes, the attack-strength gate: the one module that reports and sweeps count with.
+"""Intervals, paired tests, effect sizes, the attack-strength gate: the one module that reports count with.
 
-The unit of a target metric is the (seed, target set) pair, that of accuracy the (seed, user). ``groups`` names the seed
-of each value: values of one seed share a split, initial vectors and a clean training, so they are not independent.
+The unit of a target metric is the (seed, target set) pair, that of accuracy the seed: result files have no values of
+single users. ``groups`` names the seed of each value: values of one seed share a split, initial vectors and a clean
+training, so they are not independent.
 
 Reference:
     B. Efron and R. Tibshirani, An Introduction to the Bootstrap, 1993 (chapters 13 and 15).

@@ -77,12 +77,14 @@ def test_single_seed_has_no_interval() -> None:
 
 def test_published_columns_by_method() -> None:
     published = load_published("purifyaug_table1")
-    page = render([cell(method) for method in ("MF", "PurifyAugMF", "MF + APT", "MF, decay 3e-5")], published=published)
+    methods = ("MF", "PurifyAugMF", "PurifyAugMF (literal)", "PurifyAugMF (surprise)", "MF + APT", "MF, decay 3e-5")
+    page = render([cell(method) for method in methods], published=published)
     rows = {row[0]: row for row in table(page, "### targethr@50")[1:]}
     assert rows["MF"][1].endswith("(4.34) ○") and rows["MF"][2].endswith("(31.33) ○")  # one seed
     assert rows["PurifyAugMF"][1] == "4.0" and rows["PurifyAugMF"][2].endswith("(9.32) ○")
+    assert rows["PurifyAugMF (literal)"][2].endswith("(9.32) ○")
     assert rows["MF + APT"][2].endswith("(9.17) ○")
-    assert "(" not in "".join(rows["MF, decay 3e-5"][1:])
+    assert "(" not in "".join(rows["MF, decay 3e-5"][1:] + rows["PurifyAugMF (surprise)"][1:])
     for attack, mark in (("Average", " ▲"), ("Average, 105 fillers", " ○")):  # of another budget, perhaps
         cells = [cell(attack=attack, seed=seed) for seed in range(5)]
         for one in cells:
@@ -212,7 +214,9 @@ def test_strength_of_the_attacks_is_told() -> None:
     assert "Random: lift +26.5 points, p = 0.250, n = 2 (judges no defense: so few pairs cannot, whatever" in page
     for one in cells:
         one["attacked"]["targethr@50"] = 0.95
-    assert "(saturated, judges no defense)" in render(cells)
+    page = render(cells)
+    assert "n = 5 (saturated, judges no defense)" in page
+    assert "n = 2 (saturated, judges no defense; so few pairs cannot, whatever the attack does)" in page
     assert "Strength" not in render([cell("Pop")])
 
 
@@ -306,7 +310,7 @@ def test_write_report_uses_the_grid_file_and_leaves_old_cells_out(tmp_path: Path
         "source": "g.yaml",
         "report": {"title": "The title", "metrics": ["targethr@50"], "published": "purifyaug_table1"},
         "axes": {"method": ["Zed", "MF"]},
-        "cells": ["cell000", "cell001"],
+        "cells": ["cell000", "cell001", "cell007", "cell008"],
     }
     (tmp_path / "g" / "grid.json").write_text(json.dumps(grid))
     path = write_report(tmp_path / "g")
@@ -314,6 +318,7 @@ def test_write_report_uses_the_grid_file_and_leaves_old_cells_out(tmp_path: Path
     assert path == tmp_path / "g" / "report.md" and page.startswith("# The title\n")
     assert [row[0] for row in table(page, "### targethr@50")[1:]] == ["Zed", "MF"]
     assert "Accuracy" not in page and page.rstrip().endswith("- cell002.json")
+    assert "2 results; 2 cells of the grid have not run." in page
     out = write_report(tmp_path, tmp_path / "all.md")
     assert "# The title" in out.read_text() and "Zed" in out.read_text()
     assert write_report(tmp_path / "g").read_text() == page  # the same bits each time

@@ -111,6 +111,27 @@ def test_an_attack_that_does_nothing_or_saturates_judges_nobody() -> None:
     assert [row[:2] for row in comparison(cells).rows] == [["X", "strong"]]
 
 
+def test_no_share_of_a_lift_whose_interval_reaches_0() -> None:
+    """The gate's test takes pairs of one seed to be independent; the interval does not."""
+    seeds = {("apt_1", 0): 0.001, ("apt_1", 1): 0.001, ("random_0", 0): 0.2, ("random_0", 1): 0.001}
+    seeds |= {("apt_1", 2): 0.001, ("random_0", 2): 0.001}
+    cells = [
+        with_lift(cell(method, attack, seed, target_set), share * (lift if attack == "B" else 0.2))
+        for method, share in (("MF", 1.0), ("X", 0.5))
+        for attack in "AB"
+        for (target_set, seed), lift in seeds.items()
+    ]
+    entries = make_entries(cells)
+    assert all(gate.works for _, gate, _ in compare.gates(entries, METRIC, "MF", {}))
+    (one,) = compare.shares(entries, METRIC, ["hit@50"], compare.Undefended(), {})
+    assert one.told == {"A": pytest.approx(0.5)} and list(one.removed) == ["A", "B"]
+    table = compare.defense_table("t", entries, METRIC, ["hit@50"], compare.Undefended(), order={})
+    assert "No share of a lift whose interval reaches 0" in table.notes[0]
+    alone = [entry for entry in entries if entry.attack == "B"]  # what it keeps of the accuracy is told all the same
+    (row,) = compare.defense_table("t", alone, METRIC, ["hit@50"], compare.Undefended(), order={}).rows
+    assert row[1] == compare.NO_SHARE and row[2].numbers[0] == "100.0"  # type: ignore[union-attr]
+
+
 def test_too_few_pairs_are_told() -> None:
     """Five pairs cannot give p below 2/32."""
     cells = lifts("MF", "A", [0.3] * 5) + lifts("X", "A", [0.0] * 5)

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from recbole_robust.grid import Cell, expand, load_grid
+from recbole_robust.properties_path import properties_dir
+from recbole_robust.report import read_grid
 from recbole_robust.report.as_html import html
 from recbole_robust.report.page import Page, make_page
 from recbole_robust.report.plots import figures
@@ -132,3 +134,15 @@ def test_the_papers_values_stand_beside_both_forms_of_its_model() -> None:
     assert {value for (targets, _), its in rows.items() if targets == "random_0" for value in its.values()} == {None}
     yelp = published("purifyaug_table1_yelp-hin", "targethr@1000")["random_0", "MF"]
     assert (yelp[None], yelp["AUSH"]) == (1.31, 13.61)
+
+
+def test_the_results_are_those_of_the_grids_that_we_ship(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command that each page tells makes its cells, and its report."""
+    repository = properties_dir().parent
+    monkeypatch.chdir(repository)
+    grids = [read_grid(path) for path in sorted((repository / "results").glob("*/grid.json"))]
+    assert grids
+    for told in grids:
+        shipped = load_grid(told["source"])
+        assert set(told["cells"]) <= {one.id for one in expand(shipped)}, told["name"]
+        assert (told["name"], told["report"]) == (shipped["name"], shipped.get("report", {}))

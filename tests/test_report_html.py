@@ -115,6 +115,16 @@ def test_from_json_files_to_the_page_and_back(tmp_path: Path) -> None:
     assert row[2].split()[0] == f"{100 * mean:.1f}"
 
 
+def test_sections_with_published_values_are_open() -> None:
+    """And the one in which defenses are judged; others can be opened."""
+    cells = [cell(seed=seed, target_set=name) for seed in range(2) for name in ("apt_1", "r_0", "r_1")]
+    text = html([make_page(cells, title="t", published="purifyaug_table1")], "x")
+    heads = re.findall(r'<details class="section"( open)?><summary><h3>(ml-100k[^<]*)</h3>', text)
+    assert {head.removeprefix("ml-100k, "): bool(is_open) for is_open, head in heads} == {
+        "all 3 target sets together": True, "targets: apt_1": True, "targets: r_0": False, "targets: r_1": False,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("level, verdict", [(0.10, "below"), (0.3133, "inside"), (0.60, "above")])
 def test_verdict_beside_the_published_value(level: float, verdict: str) -> None:
     cells = [cell(seed=seed) for seed in range(5)]

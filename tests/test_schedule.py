@@ -84,6 +84,17 @@ def test_the_time_is_that_of_the_most_similar_results(tmp_path: Path) -> None:
     assert other.n_unknown == 18 and "would run 36 cells (0 are there): about 4 min for 18 of them" in str(other)
 
 
+def test_the_time_of_a_first_run_is_that_of_results_elsewhere(tmp_path: Path, monkeypatch: Any) -> None:
+    """Of the grid that is reused, or else of the shipped results; one's own come first."""
+    monkeypatch.setattr("recbole_robust.schedule.properties_dir", lambda: tmp_path / "properties")
+    write(tmp_path / "results" / "a.json", result("toy", "MF", None, 10.0))
+    only, keys = "method=MF,attack=clean", {"output_dir": tmp_path / "out"}
+    n_cells = len(plan_grid(GRID, only=only, **keys).cells)
+    assert plan_grid(GRID, only=only, **keys).seconds == 10 * n_cells
+    write(tmp_path / "out" / "b.json", result("toy", "MF", None, 3.0))
+    assert plan_grid(GRID, only=only, **keys).seconds == 3 * n_cells
+
+
 def test_dry_run_writes_nothing(tmp_path: Path, capsys: Any) -> None:
     write(tmp_path / "grid.yaml", json.dumps(GRID))
     words = ["benchmark", str(tmp_path / "grid.yaml"), f"--output_dir={tmp_path / 'out'}", "--dry-run"]

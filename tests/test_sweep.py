@@ -434,7 +434,7 @@ def test_tpe_without_optuna_is_one_clear_line(content, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_trials_of_another_sweep_are_not_taken(content, tmp_path):
+def test_trials_of_another_sweep_are_not_taken(content, tmp_path, monkeypatch):
     sweep = read_sweep(content)
     book = TrialBook(sweep, 3, lambda: "data", tmp_path, [])
     book.add({}, {"learning_rate": 1.0}, {0: {"score": 0.5}, 2: {"score": 0.25}}, None, 1.0)
@@ -449,6 +449,9 @@ def test_trials_of_another_sweep_are_not_taken(content, tmp_path):
                           ("number of epochs", {"epochs": 4}), ("data", {"data": "others"})):  # fmt: skip
         with pytest.raises(UserError, match=f"sweep: expected the {what} that .* got another; --force starts anew"):
             kept(**{"sweep": sweep, **changes})
+    monkeypatch.setattr("recbole_robust.results.CODE", "0" * 12)
+    with pytest.raises(UserError, match=r"expected the code of this package that .* got another"):
+        kept(sweep)
     (tmp_path / "trials.json").write_text("[]")
     with pytest.raises(UserError, match="expected the trials of a sweep"):
         kept(sweep)

@@ -120,14 +120,15 @@ def load_pages(folder: str | Path) -> list[Page]:
     pages = []
     for place, some in parts.items():
         grid = grids.get(place, {}) if place is not None else {}
-        cells = set(grid.get("cells", ())) if "cells" in grid else {Path(result["path"]).stem for result in some}
+        there = {Path(result["path"]).stem for result in some}
+        cells = set(grid["cells"]) if "cells" in grid else there
         used = [result for result in some if Path(result["path"]).stem in cells]
         left_out = [result["path"] for result in some if Path(result["path"]).stem not in cells]
         options = {key: value for key, value in grid.get("report", {}).items() if key in REPORT_OPTIONS}
         name = grid.get("name") or (some[0].get("cell") or {}).get("grid") or root.resolve().name
         options = {"title": name, "order": grid.get("axes"), "source": grid.get("source"), **options}
         audit = audit_of(root / place) if place is not None else ()
-        pages.append(make_page(used, left_out=left_out, audit=audit, **options))
+        pages.append(make_page(used, left_out=left_out, audit=audit, n_missing=len(cells - there), **options))
     return pages
 
 

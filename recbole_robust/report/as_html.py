@@ -124,7 +124,7 @@ def _dataset(page: Page, dataset: str, key: str, drawn: list[plots.Figure]) -> I
     sections = [section for section in page.sections if section.dataset == dataset]
     judging = page.judging(dataset)
     for section in [judging, *(one for one in sections if one is not judging)]:
-        is_open = " open" if section is judging else ""
+        is_open = " open" if section is judging or any(table.has_published for table in section.tables) else ""
         yield f'<details class="section"{is_open}><summary><h3>{escape(section.heading)}</h3></summary>'
         for table in section.tables:
             yield from _table(table)

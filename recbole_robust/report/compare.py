@@ -24,6 +24,7 @@ from recbole_robust.statistics import (
 
 ALPHA = 0.05
 N_PERMUTATIONS = 10_000
+NO_SHARE = Measured(None, percent=True)
 
 Order = Mapping[str, Sequence[str]]
 
@@ -62,6 +63,11 @@ class Shares:
     removed: Mapping[str, Measured]
     kept: Mapping[str, Measured]
 
+    @property
+    def told(self) -> dict[str, float]:
+        """The shares removed, fractions by attack, without those that are not told."""
+        return {attack: cell.interval.mean for attack, cell in self.removed.items() if cell.interval}
+
 
 def shares(
     entries: Sequence[Entry], metric: str, accuracy: Sequence[str], undefended: Undefended, order: Order
@@ -69,7 +75,7 @@ def shares(
     """The shares of every method but the undefended ones that is measured under an attack that judges defenses.
 
     Both are ratios of means over the units that method and undefended model share. Attacks too weak or too strong to
-    judge a defense by (:func:`gates`) are left out.
+    judge a defense by (:func:`gates`) are left out, and no share is told of a lift whose interval reaches 0.
     """
     found = []
     for method, model, judged in _judged(entries, metric, undefended, order):
@@ -77,11 +83,12 @@ def shares(
         removed, kept = {}, {}
         for attack in judged:
             plain, own = _paired([plain_entries, own_entries], attack, metric)
-            removed[attack] = share_of(plain, {key: plain[key] - own[key] for key in own if key in plain})
+            gone = {key: plain[key] - own[key] for key in own if key in plain}
+            removed[attack] = share_of(plain, gone) if _is_shown({k: plain[k] for k in gone}) else NO_SHARE
         for name in accuracy:
             plain, own = (values_of(some, "clean", name) for some in (plain_entries, own_entries))
             kept[name] = share_of(plain, own)
-        if any(cell.interval for cell in removed.values()):
+        if any(cell.interval for cell in (*removed.values(), *kept.values())):
             found.append(Shares(method, removed, kept))
     return found
 
@@ -95,9 +102,11 @@ def defense_table(
     header = ["method", *(f"{attack}: removed, %" for attack in judged), *(f"{name} kept, %" for name in accuracy)]
     table = Table(title, [*header, "seeds"], [])
     for one in found:
-        removed = [one.removed.get(attack, Measured(None, percent=True)) for attack in judged]
+        removed = [one.removed.get(attack, NO_SHARE) for attack in judged]
         cells = [*removed, *one.kept.values()]
         table.rows.append([one.method, *cells, counts(cells)])
+    if any(len(one.told) < len(judged) for one in found):
+        table.notes.append("No share of a lift whose interval reaches 0: it could be anything.")
     return table
 
 
@@ -177,7 +186,7 @@ def gain_table(
             rng = np.random.default_rng(0)
             p = paired_permutation_test(after, before, n_permutations=N_PERMUTATIONS, rng=rng)
             room = {key: bound[key] - base[key] for key in keys if key in bound}
-            share = share_of(room, change) if _gains(room) else Measured(None, percent=True)
+            share = share_of(room, change) if _is_shown(room) else NO_SHARE
             told: list[str | Measured] = [
                 gain["method"], gain["over"], metric, Measured(interval_of(change), is_percent(metric), signed=True),
                 replace(share_of(base, change), signed=True),
@@ -194,9 +203,9 @@ def gain_table(
     return table
 
 
-def _gains(room: Mapping[Key, float]) -> bool:
-    """Whether a bound is shown to gain: a share of nothing measures nothing."""
-    interval = interval_of(room)
+def _is_shown(whole: Mapping[Key, float]) -> bool:
+    """Whether the interval of what a share is taken of lies above 0: else the share could be anything."""
+    interval = interval_of(whole)
     return interval is not None and (interval.mean if math.isnan(interval.low) else interval.low) > 0
 
 
@@ -267,6 +276,6 @@ def share_of(whole: Mapping[Key, float], part: Mapping[Key, float]) -> Measured:
     keys = [key for key in part if key in whole]
     mean = math.fsum(whole[key] for key in keys) / len(keys) if keys else 0.0
     if not mean:
-        return Measured(None, percent=True)
+        return NO_SHARE
     share = math.fsum(part[key] for key in keys) / len(keys) / mean
     return Measured(interval_of({key: share + (part[key] - share * whole[key]) / mean for key in keys}), percent=True)

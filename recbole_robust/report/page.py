@@ -43,6 +43,7 @@ class Page:
         made_with: versions, device, threads and dates, in one line.
         failed: one line a failed cell.
         left_out: files that were found and not used.
+        n_missing: cells that the grid has and no file.
         audit: what the grid's audit says, in lines; the first sums up, the others are the checks that failed.
     """
 
@@ -59,13 +60,15 @@ class Page:
     failed: Sequence[str]
     left_out: Sequence[str]
     audit: Sequence[str] = ()
+    n_missing: int = 0
 
     @property
     def summary(self) -> str:
         """How many results there are, and what a number is."""
+        missing = f"; {self.n_missing} cells of the grid have not run" if self.n_missing else ""
         return (
-            f"{self.n_results} results. Each number is the mean over seeds with its 95 % interval (hierarchical "
-            "bootstrap; none with a single seed); the lift is attacked minus clean."
+            f"{self.n_results} results{missing}. Each number is the mean over seeds with its 95 % interval "
+            "(hierarchical bootstrap; none with a single seed); the lift is attacked minus clean."
         )
 
     @property
@@ -102,6 +105,7 @@ def make_page(
     source: str | None = None,
     left_out: Sequence[str] = (),
     audit: Sequence[str] = (),
+    n_missing: int = 0,
 ) -> Page:
     """What a report of some results says.
 
@@ -118,6 +122,7 @@ def make_page(
         source: the grid file that makes all of it in one command.
         left_out: files that were found and not used, listed at the end.
         audit: what the audit of these files says, in lines.
+        n_missing: cells that the grid has and no file.
 
     Raises:
         UserError: two results hold the same cell, or the published table is not there.
@@ -154,6 +159,7 @@ def make_page(
         failed,
         list(left_out),
         list(audit),
+        n_missing,
     )
 
 
@@ -184,10 +190,10 @@ def _section(
             title = f"Share of {undefended.name}'s lift removed, share of its accuracy on clean data kept"
             judged = [*beside, compare.defense_table(title, entries, metric, accuracy, undefended, order=order)]
             if last:
-                title = f"Lift of {metric} against {undefended.name}'s, paired tests"
-                judged.append(compare.comparison_table(title, entries, metric, undefended, order=order))
                 title = f"Mean lift of {metric} over these attacks against {undefended.name}'s, paired tests"
                 judged.append(compare.comparison_table(title, entries, metric, undefended, order=order, overall=True))
+                title = f"Lift of {metric} against {undefended.name}'s, paired tests"
+                judged.append(compare.comparison_table(title, entries, metric, undefended, order=order))
                 judged.append(budget.area_table(entries, metric, undefended, order=order))
                 judged.append(cutoffs.cutoff_table(entries, metric, order=order))
                 judged.append(stealth.attack_table(entries, metric, undefended.default, order=order))
@@ -204,9 +210,9 @@ def _strength(entries: Sequence[Entry], metric: str, undefended: str, order: Ord
     remarks = []
     for attack, gate, n in compare.gates(entries, metric, undefended, order):
         p = "p < 0.001" if gate.p < 0.001 else f"p = {gate.p:.3f}"
-        verdict = "saturated, judges no defense" if gate.saturated else "" if gate.significant else "judges no defense"
+        verdict = "" if gate.works else "saturated, judges no defense" if gate.saturated else "judges no defense"
         if not gate.significant and compare.attainable(n) / 2 >= compare.ALPHA:
-            verdict += ": so few pairs cannot, whatever the attack does"
+            verdict += ("; " if gate.saturated else ": ") + "so few pairs cannot, whatever the attack does"
         text = f"{attack}: lift {100 * gate.lift:+.1f} points, {p}, n = {n}"
         remarks.append(f"{text} ({verdict})" if verdict else text)
     if not remarks:

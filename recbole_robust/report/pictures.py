@@ -46,11 +46,12 @@ def defenses_picture(page: Page, dataset: str) -> str | None:
         return None
     wanted = [n for b in ("hit", "tailhit", "itemcoverage") for n in section.accuracy if n.split("@")[0] == b]
     found = shares(section.entries, section.metric, wanted, page.undefended, page.order)
+    found = [one for one in found if one.told]
     if not found:
         return None
     removed = {}
     for one in found:
-        each = [100 * cell.interval.mean for cell in one.removed.values() if cell.interval]
+        each = [100 * share for share in one.told.values()]
         mean = [Dot(ALL_ATTACKS, math.fsum(each) / len(each))]
         removed[one.method] = [Dot(ONE_ATTACK, value) for value in each] + mean if len(each) > 1 else mean
     ticks = (FARTHEST, -50, 0, 50, 100)

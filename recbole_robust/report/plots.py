@@ -88,11 +88,10 @@ def _frontiers(page: Page, section: Section) -> Iterator[Figure]:
     wanted = [n for base in ("hit", "tailhit") for n in section.accuracy if n.split("@")[0] == base]
     found = compare.shares(section.entries, metric, wanted or section.accuracy[:1], page.undefended, page.order)
     methods = labels(section.entries, "method", page.order)  # a method has one mark in all figures
-    for name in (wanted or section.accuracy[:1]) if found else ():
+    for name in (wanted or section.accuracy[:1]) if any(one.told for one in found) else ():
         data = []
         for one in found:
-            kept = one.kept[name].interval
-            removed = {attack: cell.interval.mean for attack, cell in one.removed.items() if cell.interval}
+            kept, removed = one.kept[name].interval, one.told
             if kept is None or not removed:
                 continue
             mean = math.fsum(removed.values()) / len(removed)

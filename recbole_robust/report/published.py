@@ -45,7 +45,7 @@ class Published:
         base, _, cutoff = metric.partition("@")
         if base != "targethr" or not cutoff.isdigit():
             return None
-        method = entry.method.lower().removeprefix("mf + ").partition(" (")[0]
+        method = entry.method.lower().removeprefix("mf + ").removesuffix(" (literal)")
         for dataset in (entry.dataset, entry.names[0]):
             if entry.target_set not in (self.target_sets.get(dataset.lower(), entry.target_set), UNNAMED_TARGETS):
                 continue

@@ -132,6 +132,11 @@ class Table:
         """Columns of text at the left; those behind them are numbers."""
         return next((i for i, cell in enumerate(self.rows[0]) if isinstance(cell, Measured)), 1) if self.rows else 1
 
+    @property
+    def has_published(self) -> bool:
+        """Whether published values stand beside some of its numbers."""
+        return any(isinstance(cell, Measured) and cell.published is not None for row in self.rows for cell in row)
+
 
 # (entry, metric) -> published percent, and whether it is of the same attack; clean where entry.attack is None
 Lookup = Callable[[Entry, str], tuple[float, bool] | None]

@@ -45,7 +45,9 @@ class SweepRun:
 def earlier_trials(
     sweep: Sweep, folder: Path, resume: bool, force: bool, epochs: int, data: Callable[[], str]
 ) -> list[dict[str, Any]]:
-    """The trials of an earlier run that are to be kept, of the same sweep on the same data."""
+    """The trials of an earlier run that are to be kept, of the same sweep by the same sources on the same data."""
+    from recbole_robust.results import CODE  # here, so that a sweep can be read without torch
+
     path = folder / TRIALS_FILE
     if force or not path.is_file():
         return []
@@ -61,6 +63,7 @@ def earlier_trials(
         ("sweep", told, json.loads(json.dumps(dataclasses.asdict(sweep)))),
         ("number of epochs", told_epochs, epochs),
         ("data", told_data, data()),
+        ("code of this package", content.get("code"), CODE),
     ):
         if kept and then != now:
             raise UserError(f"sweep: expected the {what} that {path} was made by, got another; --force starts anew")
@@ -129,13 +132,14 @@ class TrialBook:
         return max(whole, key=lambda trial: trial["score"], default=None)
 
     def _write(self) -> None:
-        from recbole_robust.results import versions  # here, so that a sweep can be read without torch
+        from recbole_robust.results import CODE, versions  # as above
 
         told = {
             "schema_version": SCHEMA_VERSION,
             "sweep": dataclasses.asdict(self.sweep),
             "epochs": self.epochs,
             "data": self.data(),
+            "code": CODE,
             "versions": versions(),
         }
         write_text(
