@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import statistics
 import subprocess
 from pathlib import Path
 
 import pytest
 from report_cells import METRICS, full_grid
-from test_report_html import EVIL, evil_page
+from test_report_html import EVIL, Reader, evil_page
 
 from recbole_robust.report import write_report
 from recbole_robust.report.as_html import html
@@ -76,5 +78,14 @@ def test_names_do_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not RESULTS.is_dir(), reason="no results/ here")
 def test_committed_results(tmp_path: Path) -> None:
-    path = write_report(RESULTS / "attacks_ml-1m", tmp_path / "report.html")
-    check(path, tmp_path / "profile")
+    """Their pages are drawn, and what the browser shows in the tables are the means of the JSON files."""
+    folder = RESULTS / "attacks_ml-1m"
+    document = check(write_report(folder, tmp_path / "report.html"), tmp_path / "profile")
+    lifts: dict[str, list[float]] = {}
+    for path in folder.glob("ml_1m-*.json"):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        lifts.setdefault(result["cell"]["attack"], []).append(100 * result["lift"]["targethr@50"])
+    (attacks, _, row), *_ = Reader(document).tables  # all target sets; clean, then attacked and lift of each attack
+    shown = dict(zip(attacks[2:-1], (text.split()[0] for text in row[3:-1:2]), strict=True))
+    assert shown == {attack: f"{statistics.mean(values):+.1f}" for attack, values in lifts.items()}
+    assert len(shown) == 6
