@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from scipy.sparse import csr_matrix, diags
@@ -21,7 +21,8 @@ CHUNK_RATINGS = 2**21  # ratings of pairs of users whose shared items are looked
 N_SAMPLED_USERS = 2000  # evenly spaced users are enough for a median
 N_OTHERS = 10  # raters of an item beside one, of whom a mean can be told
 Length = Literal["count", "chance"]
-Evidence = Literal["idf", "surprise"]
+Kind = Literal["idf", "surprise"]
+Evidence = Literal["idf", "surprise", "either"]
 
 
 def co_rating(
@@ -29,7 +30,7 @@ def co_rating(
     n_neighbours: int = 20,
     top_rating: float | None = None,
     *,
-    evidence: Evidence = "idf",
+    evidence: Kind = "idf",
     idf_power: float = 3.0,
     length: Length = "count",
     length_power: float = 0.5,
@@ -100,13 +101,14 @@ def coordinated_raters(
 
     The evidence is ``s_uv = sum_j idf_j^3 / sqrt(l_u l_v)`` over the items j that both gave the top rating, with the
     terms of :func:`co_rating` and the length ``chance``, or else :class:`_Surprise`; i itself counts by ``own_share``.
+    ``either``: c_ui is the larger of those by the two, each with its own theta and q.
     theta is what hardly any user's mean of the 20 largest ``s_uv`` exceeds: the square of median + 3 robust standard
     deviations of its root, over the users who have any. A few fakes move neither theta nor q.
 
     Reference: none known; the project's own.
 
     Args:
-        evidence: ``idf`` or ``surprise``.
+        evidence: ``idf``, ``surprise`` or ``either``.
         low, high: where ``a_uvi`` begins to rise and where it is 1, in units of theta.
         own_share: 0 to 1. At 0 two users with nothing in common but i are strangers, whatever i is, and fakes with one
             target each go unseen; at 1 the few fans of a rare item may be taken for a group.
@@ -116,8 +118,15 @@ def coordinated_raters(
     Shape: ``(n_users, n_items)`` to ``(n_ratings,)``, in the order of ``ratings.data``.
     """
     keys: dict[str, Any] = {"low": low, "high": high, "own_share": own_share, "usual": usual}
-    count, others, limits = _alike(ratings, n_neighbours, top_rating, evidence=evidence, idf_power=idf_power, **keys)
-    return np.maximum(count - limits.usual * others, 0.0)
+    found = np.zeros(ratings.nnz)
+    for kind in kinds_of(evidence):
+        count, others, limits = _alike(ratings, n_neighbours, top_rating, evidence=kind, idf_power=idf_power, **keys)
+        found = np.maximum(found, count - limits.usual * others)
+    return found
+
+
+def kinds_of(evidence: Evidence) -> tuple[Kind, ...]:
+    return get_args(Kind) if evidence == "either" else (evidence,)
 
 
 @dataclass(frozen=True)
@@ -129,7 +138,7 @@ class Limits:
 
 
 def limits_of(ratings: csr_matrix, top_rating: float | None = None, **keys: Any) -> Limits:
-    """The limits that :func:`coordinated_raters` finds with these arguments."""
+    """The limits that :func:`coordinated_raters` finds with these arguments; ``evidence`` is one of the two kinds."""
     given = {"evidence": "idf", "idf_power": 3.0, "low": 0.3, "high": 1.0, "own_share": 0.5, "usual": 0.95, **keys}
     return _alike(ratings, 20, top_rating, **given)[2]
 
@@ -139,7 +148,7 @@ def _alike(
     n_neighbours: int,
     top_rating: float | None,
     *,
-    evidence: Evidence,
+    evidence: Kind,
     idf_power: float,
     low: float,
     high: float,
@@ -218,7 +227,7 @@ class _Surprise:
 Measure = _Rarity | _Surprise
 
 
-def _measure(ratings: csr_matrix, top: csr_matrix, evidence: Evidence, idf_power: float) -> Measure:
+def _measure(ratings: csr_matrix, top: csr_matrix, evidence: Kind, idf_power: float) -> Measure:
     if evidence == "surprise":
         return _Surprise(top)
     return _Rarity(ratings, idf_power, _lengths(ratings, top, rarity_of(ratings, idf_power), "chance") ** -0.5)

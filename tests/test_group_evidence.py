@@ -194,6 +194,14 @@ def test_without_a_measure_of_chance_nobody_is_coordinated(monkeypatch):
     assert (coordinated_raters(csr_matrix(ratings), own_share=1.0, usual=0.0) > 0).sum() == 2
 
 
+def test_either_is_the_larger_count_of_both():
+    world = csr_matrix(random_ratings())
+    keys = {"low": 0.1, "usual": 0.5}
+    one, other = (coordinated_raters(world, evidence=kind, **keys) for kind in ("idf", "surprise"))
+    assert (one > other).any() and (one < other).any()
+    np.testing.assert_array_equal(coordinated_raters(world, evidence="either", **keys), np.maximum(one, other))
+
+
 @pytest.mark.parametrize("evidence", ["idf", "surprise"])
 def test_group_evidence_of_no_ratings_or_one_user_is_zero(evidence):
     for ratings in (csr_matrix((3, 4)), csr_matrix(np.ones((1, 4)))):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recbole_robust.attacks.pga import PGA
 from recbole_robust.attacks.profiles import require, require_choice, require_number
-from recbole_robust.group_evidence import Evidence, limits_of
+from recbole_robust.group_evidence import Evidence, kinds_of, limits_of
 from recbole_robust.types import AttackerView
 
 
@@ -56,8 +56,9 @@ class AdaptivePGA(PGA):
         if view.rating_min == view.rating_max:  # implicit data have no top ratings
             return None
         keys = {"low": self.low, "high": self.high, "own_share": self.own_share, "usual": self.usual}
-        limits = limits_of(view.ratings, view.rating_max, evidence=self.evidence, **keys)
-        if limits.theta == 0:
+        found = {e: limits_of(view.ratings, view.rating_max, evidence=e, **keys) for e in kinds_of(self.evidence)}
+        told = {kind: limits for kind, limits in found.items() if limits.theta > 0}
+        if not told:
             return None
         dtype, n_users = rated_targets.dtype, view.n_users + len(rated_targets)
         is_top = torch.from_numpy(top_probability(view)).to(dtype)
@@ -77,7 +78,7 @@ class AdaptivePGA(PGA):
             norms = norm[:, None] * norm
             return (top * rarity) @ top.T * norms - (1 - self.own_share) * rarity[targets][:, None, None] * norms
 
-        def surprise(top: Tensor) -> Tensor:
+        def surprise(top: Tensor, _: Tensor) -> Tensor:
             """The evidence ``surprise``, the same for every target. Shape: ``(1, F, F)``."""
             counts = n_top + top.detach().sum(dim=0)
             root = (top.sum(dim=1) * (top @ counts) / counts.sum()).clamp_min(1e-6).sqrt()
@@ -87,12 +88,12 @@ class AdaptivePGA(PGA):
 
         def weights(fillers: Tensor) -> Tensor:
             top = rated_targets + fillers * is_top
-            if self.evidence == "surprise":
-                evidence = surprise(top)
-            else:
-                evidence = rarity_shared(top, (genuine + beside_fakes + fillers.detach().sum(dim=0)) / n_users)
-            alike = ((evidence / limits.theta - self.low) / (self.high - self.low)).clamp_min(0.0)
-            count = ((alike * pairs).sum(dim=2) - limits.usual * others[:, None]).clamp_min(0.0)
+            share = (genuine + beside_fakes + fillers.detach().sum(dim=0)) / n_users
+            count = torch.zeros_like(pushed)
+            for kind, limits in told.items():
+                evidence = {"idf": rarity_shared, "surprise": surprise}[kind](top, share)
+                alike = ((evidence / limits.theta - self.low) / (self.high - self.low)).clamp_min(0.0)
+                count = torch.maximum(count, (alike * pairs).sum(dim=2) - limits.usual * others[:, None])
             return torch.ones_like(top).index_copy(1, targets, (1 / (1 + count)).T)
 
         return weights

@@ -8,7 +8,7 @@ import numpy as np
 
 from recbole_robust.defenses.checks import is_number, require, require_choice, require_number
 from recbole_robust.defenses.thresholds import Threshold
-from recbole_robust.group_evidence import Evidence, Length, co_rating
+from recbole_robust.group_evidence import Kind, Length, co_rating
 from recbole_robust.types import DefenderView, Detection
 
 
@@ -47,7 +47,7 @@ class CoRating(Threshold):
     """
 
     mad_threshold: float = 3.0
-    evidence: Evidence = "idf"
+    evidence: Kind = "idf"
     n_neighbours: int = 20
     idf_power: float = 3.0
     length: Length = "count"
@@ -56,7 +56,7 @@ class CoRating(Threshold):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_choice("evidence", self.evidence, Evidence)
+        require_choice("evidence", self.evidence, Kind)
         require_number("n_neighbours", self.n_neighbours, 1, integer=True)
         require_number("idf_power", self.idf_power, 0)
         require_choice("length", self.length, Length)

@@ -29,8 +29,9 @@ class GroupWeights:
         usual: quantile, one vote a user, of what stands behind the top ratings of items with more than ten that counts
             as usual, 0 to 1. Fakes of more than 1 - usual of the users make themselves usual: then nothing weighs
             less. (Default: 0.95)
-        evidence: of two users: ``idf``, the rarity of what they share, or ``surprise``, how little chance explains it,
-            which sees fakes in sparse data, too. (Default: ``idf``)
+        evidence: of two users: ``idf``, the rarity of what they share; ``surprise``, how little chance explains it,
+            which sees fakes in sparse data, too, and less of those who look like users of hundreds of ratings; or
+            ``either``: the larger c_ui of both. (Default: ``idf``)
     """
 
     low: float = 0.3

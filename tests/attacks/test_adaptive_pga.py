@@ -27,7 +27,7 @@ def view():
     return AttackerView(csr_matrix((stars > 0) * item_stars), 1.0, 5.0, 1.0)
 
 
-@pytest.mark.parametrize("evidence", ["idf", "surprise"])
+@pytest.mark.parametrize("evidence", ["idf", "surprise", "either"])
 def test_trust_is_the_weight_of_group_evidence(evidence, view, monkeypatch):
     rng = np.random.default_rng(0)
     fillers = np.zeros((9, 120))
@@ -48,7 +48,7 @@ def test_trust_is_the_weight_of_group_evidence(evidence, view, monkeypatch):
     np.testing.assert_allclose(found[pushed[:, TARGETS] > 0], expected[pushed[:, TARGETS] > 0], atol=1e-9)
 
 
-@pytest.mark.parametrize("evidence", ["idf", "surprise"])
+@pytest.mark.parametrize("evidence", ["idf", "surprise", "either"])
 def test_its_slope_is_that_of_differences(evidence, view):
     """But for the rarity of the fillers, which one fake hardly moves and which is taken for a constant."""
     rng = np.random.default_rng(1)
@@ -90,7 +90,7 @@ def test_without_group_evidence_it_is_pga(view):
         ({"low": 1.0}, "low: expected a number below high, 1, got 1.0"),
         ({"own_share": 2}, "own_share: expected a number from 0 to 1, got 2"),
         ({"usual": -1}, "usual: expected a number from 0 to 1, got -1"),
-        ({"evidence": "both"}, "evidence: expected one of idf, surprise, got 'both'"),
+        ({"evidence": "both"}, "evidence: expected one of idf, surprise, either, got 'both'"),
     ],
 )
 def test_bad_hyper_parameters_are_one_clear_line(keys, message):
