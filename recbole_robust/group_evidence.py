@@ -61,9 +61,10 @@ def co_rating(
     if ratings.nnz == 0 or n_users < 2:
         return scores
     top, n_neighbours = _top_ratings(ratings, top_rating), min(n_neighbours, n_users - 1)
-    measure: Measure = _Surprise(top)
-    lengths = np.ones(n_users)
-    if evidence == "idf":
+    measure: Measure
+    if evidence == "surprise":
+        measure, lengths = _Surprise(top), np.ones(n_users)
+    else:
         measure = _Rarity(ratings, idf_power, np.ones(n_users))
         lengths = _lengths(ratings, top, measure.weights, length) ** length_power
     for user, values in _evidence_by_user(top, measure, np.arange(n_users)):
@@ -126,6 +127,7 @@ def coordinated_raters(
 
 
 def kinds_of(evidence: Evidence) -> tuple[Kind, ...]:
+    """The kinds of evidence that count: both where it is ``either``."""
     return get_args(Kind) if evidence == "either" else (evidence,)
 
 

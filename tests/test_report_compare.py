@@ -132,6 +132,16 @@ def test_no_share_of_a_lift_whose_interval_reaches_0() -> None:
     assert row[1] == compare.NO_SHARE and row[2].numbers[0] == "100.0"  # type: ignore[union-attr]
 
 
+def test_what_was_not_measured_is_no_share_that_could_be_anything() -> None:
+    plain, half = [0.30, 0.32, 0.31, 0.35, 0.33], [0.1, 0.2, 0.1, 0.2, 0.1]
+    cells = [one for attack in "AB" for one in [*lifts("MF", attack, plain), *lifts("X", attack, half)]]
+    table = compare.defense_table(
+        "t", make_entries([*cells, *lifts("Y", "A", half)]), METRIC, ["hit@50"], compare.Undefended(), order={}
+    )
+    assert [row[0] for row in table.rows] == ["X", "Y"] and table.rows[1][2] == compare.NO_SHARE
+    assert table.notes == []
+
+
 def test_too_few_pairs_are_told() -> None:
     """Five pairs cannot give p below 2/32."""
     cells = lifts("MF", "A", [0.3] * 5) + lifts("X", "A", [0.0] * 5)
@@ -234,6 +244,20 @@ def test_an_attack_that_judges_no_defense_has_no_share_of_an_area(largest, n_see
     table = budget.area_table(make_entries(cells), METRIC, compare.Undefended("MF"), order={})
     assert table.rows[0][2].numbers == []
     assert table.rows[1][2].numbers[:1] == removed
+
+
+def test_no_share_of_an_area_whose_interval_reaches_0() -> None:
+    """The attack works at its largest size in each seed; over all sizes one seed says the contrary."""
+    cells = [
+        sized(method, n, share * lift, seed)
+        for method, share in (("MF", 1), ("X", 0.5))
+        for seed in range(5)
+        for n, lift in ((5, 0.0 if seed else -0.9), (10, 0.3))
+    ]
+    entries = make_entries(cells)
+    assert [gate.works for attack, gate, _ in compare.gates(entries, METRIC, "MF", {}) if "10" in attack] == [True]
+    table = budget.area_table(entries, METRIC, compare.Undefended("MF"), order={})
+    assert [row[2] for row in table.rows] == [compare.NO_SHARE] * 2
 
 
 def test_a_method_without_one_of_the_sizes_has_no_area() -> None:

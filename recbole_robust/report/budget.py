@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recbole_robust.report.compare import Undefended, gates, share_of
+from recbole_robust.report.compare import Undefended, gates, share_of_shown
 from recbole_robust.report.tables import (
     Entry,
     Key,
@@ -81,7 +81,8 @@ def area_table(entries: Sequence[Entry], metric: str, undefended: Undefended, *,
     """Rows: methods. Columns: for each attack the area under the budget curve, and what that is less than the
     undefended model's, as a share of it; then the number of seeds.
 
-    No share where the attack at its largest size is too weak to judge a defense by, or at any size too strong.
+    No share where the attack at its largest size is too weak to judge a defense by, or at any size too strong; and none
+    of an area whose interval reaches 0.
     """
     found = curves(entries, order)
     table = Table(f"Area under the budget curve: mean lift of {metric}", ["method"], [])
@@ -96,7 +97,7 @@ def area_table(entries: Sequence[Entry], metric: str, undefended: Undefended, *,
             own = areas(entries, curve, method, metric)
             cells.append(Measured(interval_of(own), is_percent(metric), signed=True))
             plain = plains[model][i] if model is not None else {}
-            cells.append(share_of(plain, {key: plain[key] - own[key] for key in own if key in plain}))
+            cells.append(share_of_shown(plain, {key: plain[key] - own[key] for key in own if key in plain}))
         if any(cell.interval for cell in cells):
             table.rows.append([method, *cells, counts(cells)])
     if table.rows:

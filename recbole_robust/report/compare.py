@@ -83,12 +83,12 @@ def shares(
         removed, kept = {}, {}
         for attack in judged:
             plain, own = _paired([plain_entries, own_entries], attack, metric)
-            gone = {key: plain[key] - own[key] for key in own if key in plain}
-            removed[attack] = share_of(plain, gone) if _is_shown({k: plain[k] for k in gone}) else NO_SHARE
+            if gone := {key: plain[key] - own[key] for key in own if key in plain}:
+                removed[attack] = share_of_shown(plain, gone)
         for name in accuracy:
             plain, own = (values_of(some, "clean", name) for some in (plain_entries, own_entries))
             kept[name] = share_of(plain, own)
-        if any(cell.interval for cell in (*removed.values(), *kept.values())):
+        if removed:
             found.append(Shares(method, removed, kept))
     return found
 
@@ -105,7 +105,7 @@ def defense_table(
         removed = [one.removed.get(attack, NO_SHARE) for attack in judged]
         cells = [*removed, *one.kept.values()]
         table.rows.append([one.method, *cells, counts(cells)])
-    if any(len(one.told) < len(judged) for one in found):
+    if any(len(one.told) < len(one.removed) for one in found):
         table.notes.append("No share of a lift whose interval reaches 0: it could be anything.")
     return table
 
@@ -186,7 +186,7 @@ def gain_table(
             rng = np.random.default_rng(0)
             p = paired_permutation_test(after, before, n_permutations=N_PERMUTATIONS, rng=rng)
             room = {key: bound[key] - base[key] for key in keys if key in bound}
-            share = share_of(room, change) if _is_shown(room) else NO_SHARE
+            share = share_of_shown(room, change)
             told: list[str | Measured] = [
                 gain["method"], gain["over"], metric, Measured(interval_of(change), is_percent(metric), signed=True),
                 replace(share_of(base, change), signed=True),
@@ -201,12 +201,6 @@ def gain_table(
         )
         table.notes += _too_few([n for *_, n in tests])
     return table
-
-
-def _is_shown(whole: Mapping[Key, float]) -> bool:
-    """Whether the interval of what a share is taken of lies above 0: else the share could be anything."""
-    interval = interval_of(whole)
-    return interval is not None and (interval.mean if math.isnan(interval.low) else interval.low) > 0
 
 
 def _too_few(n_pairs: Sequence[int]) -> list[str]:
@@ -279,3 +273,14 @@ def share_of(whole: Mapping[Key, float], part: Mapping[Key, float]) -> Measured:
         return NO_SHARE
     share = math.fsum(part[key] for key in keys) / len(keys) / mean
     return Measured(interval_of({key: share + (part[key] - share * whole[key]) / mean for key in keys}), percent=True)
+
+
+def share_of_shown(whole: Mapping[Key, float], part: Mapping[Key, float]) -> Measured:
+    """As :func:`share_of`, where the interval of the whole lies above 0; else the share could be anything, and is none.
+
+    With a single seed, which has no interval, its mean.
+    """
+    interval = interval_of({key: whole[key] for key in part if key in whole})
+    if interval is None or (interval.mean if math.isnan(interval.low) else interval.low) <= 0:
+        return NO_SHARE
+    return share_of(whole, part)

@@ -45,8 +45,8 @@ def defenses_picture(page: Page, dataset: str) -> str | None:
     if section.metric is None:
         return None
     wanted = [n for b in ("hit", "tailhit", "itemcoverage") for n in section.accuracy if n.split("@")[0] == b]
-    found = shares(section.entries, section.metric, wanted, page.undefended, page.order)
-    found = [one for one in found if one.told]
+    told = shares(section.entries, section.metric, wanted, page.undefended, page.order)
+    found = [one for one in told if one.told]
     if not found:
         return None
     removed = {}

@@ -86,13 +86,14 @@ def _frontiers(page: Page, section: Section) -> Iterator[Figure]:
     """Accuracy kept against lift removed, one figure for hits and one for hits on rare items."""
     metric = section.metric or ""
     wanted = [n for base in ("hit", "tailhit") for n in section.accuracy if n.split("@")[0] == base]
-    found = compare.shares(section.entries, metric, wanted or section.accuracy[:1], page.undefended, page.order)
+    told = compare.shares(section.entries, metric, wanted or section.accuracy[:1], page.undefended, page.order)
+    found = [one for one in told if one.told]
     methods = labels(section.entries, "method", page.order)  # a method has one mark in all figures
-    for name in (wanted or section.accuracy[:1]) if any(one.told for one in found) else ():
+    for name in (wanted or section.accuracy[:1]) if found else ():
         data = []
         for one in found:
             kept, removed = one.kept[name].interval, one.told
-            if kept is None or not removed:
+            if kept is None:
                 continue
             mean = math.fsum(removed.values()) / len(removed)
             marks = [*sorted(removed.items(), key=lambda item: item[1]), ("mean over the attacks", mean)]
