@@ -58,6 +58,7 @@ def co_rating(
     """
     n_users = ratings.shape[0]
     scores = np.zeros(n_users)
+    _check_kind(evidence)
     if ratings.nnz == 0 or n_users < 2:
         return scores
     top, n_neighbours = _top_ratings(ratings, top_rating), min(n_neighbours, n_users - 1)
@@ -230,9 +231,15 @@ Measure = _Rarity | _Surprise
 
 
 def _measure(ratings: csr_matrix, top: csr_matrix, evidence: Kind, idf_power: float) -> Measure:
+    _check_kind(evidence)
     if evidence == "surprise":
         return _Surprise(top)
     return _Rarity(ratings, idf_power, _lengths(ratings, top, rarity_of(ratings, idf_power), "chance") ** -0.5)
+
+
+def _check_kind(evidence: str) -> None:
+    if evidence not in get_args(Kind):
+        raise ValueError(f"evidence: expected {' or '.join(get_args(Kind))}, got {evidence!r}")
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------

@@ -110,12 +110,9 @@ def hierarchical_bootstrap(
     Raises:
         ValueError: no values, lengths that differ, a value that is not finite, or an argument out of range.
     """
-    sample, labels = _checked(values), np.asarray(groups).ravel()
-    if len(labels) != len(sample):
-        raise ValueError(f"groups: expected {len(sample)} labels, one a value, got {len(labels)}")
+    sample, inverse, sizes = _in_groups(values, groups)
     if n_resamples < 1 or not 0 < level < 1:
         raise ValueError(f"expected n_resamples >= 1 and 0 < level < 1, got {n_resamples} and {level}")
-    _, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     n_groups, mean = len(sizes), float(sample.mean())
     if n_groups < 2:
         return Interval(mean, math.nan, math.nan, n_groups, len(sample))
@@ -129,6 +126,33 @@ def hierarchical_bootstrap(
         arms = arms * math.sqrt(n_groups / (n_groups - 1)) * t / z
     low, high = np.clip(mean + arms, *bounds)
     return Interval(mean, float(low), float(high), n_groups, len(sample))
+
+
+def student_interval(values: ArrayLike, groups: ArrayLike, *, level: float = 0.95) -> Interval:
+    """Student's interval of the mean over the groups' means: what each group has come to, not how its values differ.
+
+    Args:
+        values: the measurements.
+        groups: the group (seed) of each value.
+        level: coverage aimed at, in (0, 1).
+
+    Shape: ``values`` and ``groups`` are ``(n,)``, n >= 1; each group counts once, whatever its size.
+
+    Returns:
+        The interval around the mean of the means; ``low`` and ``high`` are nan with a single group.
+
+    Raises:
+        ValueError: no values, lengths that differ, a value that is not finite, or a level out of range.
+    """
+    sample, inverse, sizes = _in_groups(values, groups)
+    if not 0 < level < 1:
+        raise ValueError(f"expected 0 < level < 1, got {level}")
+    means = np.bincount(inverse, weights=sample) / sizes
+    n_groups, mean = len(means), float(means.mean())
+    if n_groups < 2:
+        return Interval(mean, math.nan, math.nan, n_groups, len(sample))
+    arm = student_quantile((1 + level) / 2, n_groups - 1) * float(means.std(ddof=1)) / math.sqrt(n_groups)
+    return Interval(mean, mean - arm, mean + arm, n_groups, len(sample))
 
 
 def paired_permutation_test(
@@ -352,3 +376,12 @@ def _checked(values: ArrayLike) -> NDArray[np.float64]:
     if not len(array) or not np.all(np.isfinite(array)):
         raise ValueError("expected at least one value, all of them finite")
     return array
+
+
+def _in_groups(values: ArrayLike, groups: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.intp], NDArray[np.intp]]:
+    """The values, the index of each one's group, and the sizes of the groups."""
+    sample, labels = _checked(values), np.asarray(groups).ravel()
+    if len(labels) != len(sample):
+        raise ValueError(f"groups: expected {len(sample)} labels, one a value, got {len(labels)}")
+    _, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    return sample, inverse, sizes

@@ -210,6 +210,13 @@ def test_group_evidence_of_no_ratings_or_one_user_is_zero(evidence):
     assert (coordinated_raters(csr_matrix(np.ones((6, 4))), evidence=evidence) == 0).all()  # all rated all: no news
 
 
+@pytest.mark.parametrize("measured", [co_rating, limits_of])
+@pytest.mark.parametrize("evidence", ["either", "rarity"])
+def test_one_measure_is_of_one_kind(measured, evidence):
+    with pytest.raises(ValueError, match=f"evidence: expected idf or surprise, got '{evidence}'"):
+        measured(csr_matrix(random_ratings()), evidence=evidence)
+
+
 def test_limits_are_those_of_the_count():
     ratings = random_ratings()
     keys = {"low": 0.1, "usual": 0.5}

@@ -11,7 +11,7 @@ from report_cells import METRICS, cell
 from recbole_robust.report import budget, compare
 from recbole_robust.report.page import make_page
 from recbole_robust.report.result_file import check_grid
-from recbole_robust.report.tables import Measured, Table, make_entries
+from recbole_robust.report.tables import Measured, Table, interval_of, make_entries, values_of
 from recbole_robust.statistics import budget_area, holm, paired_effect_size, paired_permutation_test
 from recbole_robust.types import UserError
 
@@ -111,8 +111,8 @@ def test_an_attack_that_does_nothing_or_saturates_judges_nobody() -> None:
     assert [row[:2] for row in comparison(cells).rows] == [["X", "strong"]]
 
 
-def test_no_share_of_a_lift_whose_interval_reaches_0() -> None:
-    """The gate's test takes pairs of one seed to be independent; the interval does not."""
+def test_no_share_of_a_lift_that_the_seeds_do_not_agree_on() -> None:
+    """The gate's test takes pairs of one seed to be independent; Student's interval does not."""
     seeds = {("apt_1", 0): 0.001, ("apt_1", 1): 0.001, ("random_0", 0): 0.2, ("random_0", 1): 0.001}
     seeds |= {("apt_1", 2): 0.001, ("random_0", 2): 0.001}
     cells = [
@@ -126,10 +126,33 @@ def test_no_share_of_a_lift_whose_interval_reaches_0() -> None:
     (one,) = compare.shares(entries, METRIC, ["hit@50"], compare.Undefended(), {})
     assert one.told == {"A": pytest.approx(0.5)} and list(one.removed) == ["A", "B"]
     table = compare.defense_table("t", entries, METRIC, ["hit@50"], compare.Undefended(), order={})
-    assert "No share of a lift whose interval reaches 0" in table.notes[0]
+    assert "No share of a lift that could be 0" in table.notes[0]
     alone = [entry for entry in entries if entry.attack == "B"]  # what it keeps of the accuracy is told all the same
     (row,) = compare.defense_table("t", alone, METRIC, ["hit@50"], compare.Undefended(), order={}).rows
     assert row[1] == compare.NO_SHARE and row[2].numbers[0] == "100.0"  # type: ignore[union-attr]
+
+
+def test_target_sets_that_differ_hide_no_share() -> None:
+    """They widen the interval of the lift, with three seeds to below 0, where each seed has much the same lift."""
+    lift_of = {("apt_1", 0): 0.350, ("apt_1", 1): 0.318, ("apt_1", 2): 0.206}
+    lift_of |= {("random_0", 0): 0.130, ("random_0", 1): 0.163, ("random_0", 2): 0.079}
+    entries = make_entries(
+        with_lift(cell(method, "A", seed, target_set), share * lift)
+        for method, share in (("MF", 1.0), ("X", 0.5))
+        for (target_set, seed), lift in lift_of.items()
+    )
+    lift = interval_of(values_of([e for e in entries if e.method == "MF"], "lift", METRIC))
+    assert lift is not None and lift.low < 0
+    (one,) = compare.shares(entries, METRIC, ["hit@50"], compare.Undefended(), {})
+    assert one.told == {"A": pytest.approx(0.5)}
+
+
+def test_a_weak_attack_hardly_counts_among_all_together() -> None:
+    cells = [*lifts("MF", "weak", [0.01] * 5), *lifts("MF", "strong", [0.39] * 5)]
+    cells += [*lifts("X", "weak", [0.05] * 5), *lifts("X", "strong", [0.05] * 5)]
+    (one,) = compare.shares(make_entries(cells), METRIC, [], compare.Undefended(), {})
+    assert one.told == {"weak": pytest.approx(-4.0), "strong": pytest.approx(34 / 39)}
+    assert one.together == pytest.approx((0.40 - 0.10) / 0.40)
 
 
 def test_what_was_not_measured_is_no_share_that_could_be_anything() -> None:
@@ -246,7 +269,7 @@ def test_an_attack_that_judges_no_defense_has_no_share_of_an_area(largest, n_see
     assert table.rows[1][2].numbers[:1] == removed
 
 
-def test_no_share_of_an_area_whose_interval_reaches_0() -> None:
+def test_no_share_of_an_area_that_the_seeds_do_not_agree_on() -> None:
     """The attack works at its largest size in each seed; over all sizes one seed says the contrary."""
     cells = [
         sized(method, n, share * lift, seed)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import ttest_1samp
 
 from recbole_robust.statistics import (
     Interval,
@@ -19,6 +20,7 @@ from recbole_robust.statistics import (
     holm,
     paired_effect_size,
     paired_permutation_test,
+    student_interval,
     student_quantile,
 )
 
@@ -54,8 +56,9 @@ def test_bootstrap_of_constants_is_the_constant() -> None:
 @pytest.mark.parametrize("values, groups", [([0.3], [7]), ([0.3, 0.5, 0.1], [7, 7, 7])])
 def test_one_group_has_no_interval(values: list[float], groups: list[int]) -> None:
     interval = hierarchical_bootstrap(values, groups, rng=rng())
-    assert interval.mean == pytest.approx(0.3)
-    assert math.isnan(interval.low) and math.isnan(interval.high)
+    for one in (interval, student_interval(values, groups)):
+        assert one.mean == pytest.approx(0.3)
+        assert math.isnan(one.low) and math.isnan(one.high)
     assert json.loads(json.dumps(interval.to_json()))["low"] is None
 
 
@@ -63,6 +66,25 @@ def test_plain_bootstrap_of_two_groups_resamples_the_groups() -> None:
     # The means of two values drawn from {0, 1} with replacement are 0, 1/2 and 1: the interval is [0, 1].
     interval = hierarchical_bootstrap([0.0, 1.0], ["a", "b"], rng=rng(), small_sample=False)
     assert interval == Interval(0.5, 0.0, 1.0, 2, 2)
+
+
+def test_students_interval_is_that_of_the_means_of_the_groups() -> None:
+    values, groups = [0.1, 0.9, 0.6, 0.2, 0.3, 0.4, 0.5], ["a", "a", "b", "c", "c", "c", "c"]
+    interval = student_interval(values, groups, level=0.9)
+    known = ttest_1samp([0.5, 0.6, 0.35], 0).confidence_interval(0.9)
+    assert [interval.low, interval.high] == pytest.approx([known.low, known.high], rel=1e-5)
+    assert (interval.mean, interval.n_groups, interval.n) == (pytest.approx(1.45 / 3), 3, 7)
+    apart = student_interval([0.0, 1.0] * 3, [0, 0, 1, 1, 2, 2])  # how values of one group differ does not count
+    assert [apart.low, apart.mean, apart.high] == pytest.approx([0.5] * 3)
+
+
+@pytest.mark.parametrize(
+    ("values", "groups", "level", "told"),
+    [([1.0, 2.0], [0], 0.95, "expected 2 labels"), ([], [], 0.95, "at least one"), ([1.0], [0], 1.0, "0 < level < 1")],
+)
+def test_students_interval_refuses(values: list[float], groups: list[int], level: float, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        student_interval(values, groups, level=level)
 
 
 def test_bounds_cut_the_interval() -> None:

@@ -30,8 +30,8 @@ class GroupWeights:
             as usual, 0 to 1. Fakes of more than 1 - usual of the users make themselves usual: then nothing weighs
             less. (Default: 0.95)
         evidence: of two users: ``idf``, the rarity of what they share; ``surprise``, how little chance explains it,
-            which sees fakes in sparse data, too, and less of those who look like users of hundreds of ratings; or
-            ``either``: the larger c_ui of both. (Default: ``idf``)
+            which sees fakes in sparse data, too, and less of learned profiles where targets are few; or ``either``: the
+            larger c_ui of both. (Default: ``idf``)
     """
 
     low: float = 0.3

@@ -82,7 +82,7 @@ def area_table(entries: Sequence[Entry], metric: str, undefended: Undefended, *,
     undefended model's, as a share of it; then the number of seeds.
 
     No share where the attack at its largest size is too weak to judge a defense by, or at any size too strong; and none
-    of an area whose interval reaches 0.
+    of an area that the seeds do not agree on (:func:`~recbole_robust.report.compare.share_of_shown`).
     """
     found = curves(entries, order)
     table = Table(f"Area under the budget curve: mean lift of {metric}", ["method"], [])

@@ -20,6 +20,7 @@ from recbole_robust.statistics import (
     holm,
     paired_effect_size,
     paired_permutation_test,
+    student_interval,
 )
 
 ALPHA = 0.05
@@ -62,11 +63,18 @@ class Shares:
     method: str
     removed: Mapping[str, Measured]
     kept: Mapping[str, Measured]
+    lifts: Mapping[str, float]  # of the undefended model, means over the units that both have
 
     @property
     def told(self) -> dict[str, float]:
         """The shares removed, fractions by attack, without those that are not told."""
         return {attack: cell.interval.mean for attack, cell in self.removed.items() if cell.interval}
+
+    @property
+    def together(self) -> float:
+        """What is removed of all these lifts together; the mean of the shares would be that of the weakest attack."""
+        told = self.told
+        return math.fsum(told[a] * self.lifts[a] for a in told) / math.fsum(self.lifts[a] for a in told)
 
 
 def shares(
@@ -75,21 +83,23 @@ def shares(
     """The shares of every method but the undefended ones that is measured under an attack that judges defenses.
 
     Both are ratios of means over the units that method and undefended model share. Attacks too weak or too strong to
-    judge a defense by (:func:`gates`) are left out, and no share is told of a lift whose interval reaches 0.
+    judge a defense by (:func:`gates`) are left out, and no share is told of a lift that the seeds do not agree on
+    (:func:`share_of_shown`).
     """
     found = []
     for method, model, judged in _judged(entries, metric, undefended, order):
         own_entries, plain_entries = ([e for e in entries if e.method == name] for name in (method, model))
-        removed, kept = {}, {}
+        removed, kept, lifts = {}, {}, {}
         for attack in judged:
             plain, own = _paired([plain_entries, own_entries], attack, metric)
             if gone := {key: plain[key] - own[key] for key in own if key in plain}:
                 removed[attack] = share_of_shown(plain, gone)
+                lifts[attack] = math.fsum(plain[key] for key in gone) / len(gone)
         for name in accuracy:
             plain, own = (values_of(some, "clean", name) for some in (plain_entries, own_entries))
             kept[name] = share_of(plain, own)
         if removed:
-            found.append(Shares(method, removed, kept))
+            found.append(Shares(method, removed, kept, lifts))
     return found
 
 
@@ -106,7 +116,9 @@ def defense_table(
         cells = [*removed, *one.kept.values()]
         table.rows.append([one.method, *cells, counts(cells)])
     if any(len(one.told) < len(one.removed) for one in found):
-        table.notes.append("No share of a lift whose interval reaches 0: it could be anything.")
+        table.notes.append(
+            "No share of a lift that could be 0 by Student's interval over the means of the seeds: it could be any."
+        )
     return table
 
 
@@ -276,11 +288,15 @@ def share_of(whole: Mapping[Key, float], part: Mapping[Key, float]) -> Measured:
 
 
 def share_of_shown(whole: Mapping[Key, float], part: Mapping[Key, float]) -> Measured:
-    """As :func:`share_of`, where the interval of the whole lies above 0; else the share could be anything, and is none.
+    """As :func:`share_of`, where the whole is above 0 over the seeds; else the share could be anything, and is none.
 
-    With a single seed, which has no interval, its mean.
+    By Student's interval over the means of the seeds: unlike that of the tables it does not widen where target sets
+    differ from one another, which says nothing against any of them. With a single seed, which has none, by the mean.
     """
-    interval = interval_of({key: whole[key] for key in part if key in whole})
-    if interval is None or (interval.mean if math.isnan(interval.low) else interval.low) <= 0:
+    keys = [key for key in part if key in whole]
+    if not keys:
+        return NO_SHARE
+    interval = student_interval([whole[key] for key in keys], [seed for seed, _ in keys])
+    if (interval.mean if math.isnan(interval.low) else interval.low) <= 0:
         return NO_SHARE
     return share_of(whole, part)

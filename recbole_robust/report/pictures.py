@@ -12,7 +12,7 @@ from recbole_robust.report.tables import Measured, is_percent, labels, measure
 
 PUBLISHED = Series("published", "grey", "diamond")
 ONE_ATTACK = Series("one attack", "orange", "small")
-ALL_ATTACKS = Series("mean over the attacks", "blue", "bar")
+ALL_ATTACKS = Series("all attacks together", "blue", "bar")
 KEPT = Series("", "blue", "circle")
 FARTHEST = -100.0  # as in the figures of the HTML page
 
@@ -52,8 +52,8 @@ def defenses_picture(page: Page, dataset: str) -> str | None:
     removed = {}
     for one in found:
         each = [100 * share for share in one.told.values()]
-        mean = [Dot(ALL_ATTACKS, math.fsum(each) / len(each))]
-        removed[one.method] = [Dot(ONE_ATTACK, value) for value in each] + mean if len(each) > 1 else mean
+        all_of_them = [Dot(ALL_ATTACKS, 100 * one.together)]
+        removed[one.method] = [*(Dot(ONE_ATTACK, value) for value in each if len(each) > 1), *all_of_them]
     ticks = (FARTHEST, -50, 0, 50, 100)
     whose = f"{page.undefended.name}'s" if len(page.undefended.models) == 1 else "the undefended"
     panels = [Panel("Lift removed", FARTHEST, 108, ticks, removed, line=0, note=f"% of {whose}")]

@@ -95,8 +95,7 @@ def _frontiers(page: Page, section: Section) -> Iterator[Figure]:
             kept, removed = one.kept[name].interval, one.told
             if kept is None:
                 continue
-            mean = math.fsum(removed.values()) / len(removed)
-            marks = [*sorted(removed.items(), key=lambda item: item[1]), ("mean over the attacks", mean)]
+            marks = [*sorted(removed.items(), key=lambda item: item[1]), ("all attacks together", one.together)]
             x = [100 * share for _, share in marks]
             lines = [
                 f"<b>{shown(one.method)}</b>, {shown(attack)}<br>{share:.1f} % of the lift removed<br>"
@@ -106,9 +105,9 @@ def _frontiers(page: Page, section: Section) -> Iterator[Figure]:
             data += _defense(methods.index(one.method), one.method, x, 100 * kept.mean, lines)
         right = 6 + max((x for trace in data for x in trace["x"]), default=100.0)
         text = (
-            "Each defense is a line: small marks are the attacks, the large one is their mean. At the right the lift "
-            f"of {metric} on {page.undefended.name} is gone; at 100 and above no {name} on clean data is lost. A mark "
-            f"left of {FARTHEST:.0f} stands on the edge, open."
+            "Each defense is a line: small marks are the attacks, the large one is all of them together. At the right "
+            f"the lift of {metric} on {page.undefended.name} is gone; at 100 and above no {name} on clean data is "
+            f"lost. A mark left of {FARTHEST:.0f} stands on the edge, open."
         )
         layout = {
             "xaxis": {
@@ -125,7 +124,7 @@ def _frontiers(page: Page, section: Section) -> Iterator[Figure]:
 
 
 def _defense(i: int, method: str, x: Sequence[float], y: float, lines: Sequence[str]) -> list[dict[str, Any]]:
-    """A line through the attacks, and the large mark of their mean, which is the last of ``x`` and ``lines``."""
+    """A line through the attacks, and the large mark of all together, which is the last of ``x`` and ``lines``."""
     colour, symbol = _mark(i)
     common = {"type": "scatter", "name": shown(method), "legendgroup": shown(method), "cliponaxis": False}
     parts: list[dict[str, Any]] = [
