@@ -6,6 +6,13 @@
   const plots = figures.map((_, i) => document.getElementById(`figure${i}`));
   const axis = { fixedrange: true, automargin: true, zeroline: false, ticks: "", gridcolor: "#888" };
 
+  function slanted(xaxis, width) {
+    // Names under the axis that are too wide for their places are turned; how much higher that makes them, at most.
+    const names = (xaxis && xaxis.type === "category" && xaxis.categoryarray) || [];
+    const widest = Math.max(0, ...names.map((name) => 10 + 6 * name.length));
+    return widest > (width - 62) / names.length ? Math.max(0, widest - 45) : 0;
+  }
+
   function layout(figure, width, short) {
     // The legend stands below the plot: as many rows as its names need at this width.
     const names = figure.data.filter((trace) => trace.showlegend !== false).map((trace) => trace.name);
@@ -21,7 +28,8 @@
     }
     const panels = figure.layout.grid ? figure.layout.grid.rows : 1;
     const plot = (panels > 1 ? 230 * panels : 330) * (short ? 0.6 : 1);
-    const height = plot + 75 + 25 * rows;
+    const below = slanted(figure.layout.xaxis, width);
+    const height = plot + 75 + below + 25 * rows;
     const own = JSON.parse(JSON.stringify(figure.layout));
     for (const name of Object.keys(own)) {
       if (/^[xy]axis/.test(name)) {
@@ -39,7 +47,7 @@
       hovermode: "closest",
       dragmode: false,
       showlegend: true,
-      legend: { orientation: "h", x: 0, xanchor: "left", y: -72 / plot, yanchor: "top" },
+      legend: { orientation: "h", x: 0, xanchor: "left", y: -(72 + below) / plot, yanchor: "top" },
     };
   }
 
