@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,19 @@ def test_the_lift_is_attacked_less_clean():
 # --- sweeps -----------------------------------------------------------------------------------------------------------
 
 
+def interrupting(n: int) -> Callable[..., Any]:
+    """``TrialBook.add`` that gives Ctrl-C after n trials."""
+    enter = TrialBook.add
+
+    def stopped(self: TrialBook, *told: Any) -> Any:
+        trial = enter(self, *told)
+        if self._n_run == n:
+            signal.raise_signal(signal.SIGINT)
+        return trial
+
+    return stopped
+
+
 @pytest.mark.ray
 @pytest.mark.xdist_group("ray")
 def test_a_grid_interrupted_and_resumed_is_the_grid(ray, content, tmp_path, monkeypatch, capsys):
@@ -175,17 +189,9 @@ def test_a_grid_interrupted_and_resumed_is_the_grid(ray, content, tmp_path, monk
     assert [trial["status"] for trial in expected] == ["finished"] * 4
     assert all(len(trial["scores"]) == 3 and trial["scores"][-1] == trial["score"] for trial in expected)
 
-    enter = TrialBook.add
-
-    def stopped(self, *told):
-        enter(self, *told)
-        if self._n_run == 2:
-            signal.raise_signal(signal.SIGINT)  # Ctrl-C
-
-    monkeypatch.setattr(TrialBook, "add", stopped)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TrialBook, "add", interrupting(2))
         run_sweep(content, output_dir=tmp_path / "cut", workers=1, progress=False)
-    monkeypatch.setattr(TrialBook, "add", enter)
     folder = tmp_path / "cut" / "s"
     assert len(trials_of(folder)) == 2
     with pytest.raises(UserError, match=r"expected --resume or --force, since .*trials\.json is there"):
@@ -205,21 +211,39 @@ def test_a_grid_interrupted_and_resumed_is_the_grid(ray, content, tmp_path, monk
     assert resumed.report.read_text().count("| finished |") == 4
 
 
-@pytest.mark.ray
-@pytest.mark.xdist_group("ray")
-def test_asha_stops_the_trials_that_are_worse(ray, content, tmp_path):
-    """A planted example: four learning rates are too small to learn anything. The best is one of the others."""
+@pytest.fixture
+def planted(content: dict[str, Any]) -> dict[str, Any]:
+    """Four learning rates are too small to learn anything."""
     content["config"]["epochs"] = 6
     content["space"] = {"learning_rate": {"grid": [1e-6, 10.0, 12.0, 14.0, 2e-6, 3e-6, 4e-6]}}
     content["objective"] = {"weights": {"clean.ndcg@5": 1.0}}
     content["scheduler"] = {"method": "asha", "grace": 2, "reduction": 2}
     content["target_sets"], content["attacks"] = [], []
-    done = run_sweep(content, output_dir=tmp_path, workers=1, progress=False)
+    return content
+
+
+@pytest.mark.ray
+@pytest.mark.xdist_group("ray")
+def test_asha_stops_the_trials_that_are_worse(ray, planted, tmp_path):
+    done = run_sweep(planted, output_dir=tmp_path, workers=1, progress=False)
     trials = json.loads(done.trials.read_text())["trials"]
     stopped = [trial for trial in trials if trial["status"] == "stopped"]
     assert len(trials) == 7 and all(2 <= trial["epochs"] < 6 for trial in stopped)
     assert {2e-6, 3e-6, 4e-6} <= {trial["values"]["learning_rate"] for trial in stopped}
     assert yaml.safe_load(done.best[0].read_text())["learning_rate"] >= 10.0
+
+
+@pytest.mark.ray
+@pytest.mark.xdist_group("ray")
+def test_asha_interrupted_and_resumed_stops_the_same_trials(ray, planted, tmp_path, monkeypatch):
+    """What had been reported before is told to ASHA again: without that it would not stop what it stops."""
+    run_sweep(planted, output_dir=tmp_path / "whole", workers=1, progress=False)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TrialBook, "add", interrupting(4))
+        run_sweep(planted, output_dir=tmp_path / "cut", workers=1, progress=False)
+    resumed = run_sweep(planted, output_dir=tmp_path / "cut", workers=1, resume=True, progress=False)
+    assert (resumed.n_run, resumed.n_replayed) == (3, 4)
+    assert trials_of(tmp_path / "cut" / "s") == trials_of(tmp_path / "whole" / "s")
 
 
 @pytest.mark.slow
@@ -262,15 +286,8 @@ def test_tpe_resumed_asks_for_nothing_twice(ray, content, tmp_path, monkeypatch)
     content["space"] = {"learning_rate": {"loguniform": [1.0, 30.0]}}
     content["search"] = {"method": "tpe", "trials": 5}
     content["attacks"], content["objective"] = [], {"maximise": "clean.ndcg@5"}
-    enter = TrialBook.add
-
-    def stopped(self, *told):
-        enter(self, *told)
-        if self._n_run == 2:
-            signal.raise_signal(signal.SIGINT)
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(TrialBook, "add", stopped)
+        patch.setattr(TrialBook, "add", interrupting(2))
         run_sweep(content, output_dir=tmp_path, workers=1, progress=False)
     before = trials_of(tmp_path / "s")
     again = run_sweep(content, output_dir=tmp_path, workers=1, resume=True, progress=False)
@@ -481,6 +498,8 @@ def test_a_sweep_has_a_page_with_pictures(content, tmp_path, capsys):
     book.add({}, {"learning_rate": 5.0, "embedding_size": 8}, {}, "<b>it broke</b>", 1.0)
     done = book.close()
     page = done.report.read_text()
+    told = yaml.safe_load(re.findall(r"```yaml\n(.+)```", page, re.DOTALL)[0])
+    assert read_sweep(told) == read_sweep(content) and "Made with python" in page and ", ray " in page
     assert "5 trials of 2 epochs: 3 finished, 1 stopped, 1 failed; 7 of 10 epochs trained." in page
     assert "clean.tailhit@5" in page and "clean.itemcoverage@5" not in page and "- <b>it broke</b>" in page
     shown = re.findall(r"!\[.+\]\((.+)\)", page)

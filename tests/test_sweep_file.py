@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from recbole_robust.properties_path import properties_dir
 from recbole_robust.registry import DEFENSES, available
 from recbole_robust.sweep import _check_by_configs
-from recbole_robust.sweep.file import WORST, Objective, load_sweep, nested, read_sweep
+from recbole_robust.sweep.file import WORST, Objective, file_of, load_sweep, nested, read_sweep
 from recbole_robust.types import UserError
 
 SWEEP: dict[str, Any] = {
@@ -107,6 +108,15 @@ def test_what_is_no_number_is_the_worst(name: str) -> None:
     found = {"clean.ndcg@5": 0.3, "lift.targethr@5": 0.2, name: float("nan")}
     assert Objective("clean.ndcg@5", at_most={"lift.targethr@5": 0.5}).score(found) == WORST
     assert Objective(weights={"clean.ndcg@5": 1.0, "lift.targethr@5": -0.5}).score(found) == WORST
+
+
+def test_the_file_of_a_sweep_is_read_as_the_sweep() -> None:
+    least = {"model": "MF", "dataset": "toy", "space": {"a": {"choice": [1, None]}}, "search": {"trials": 2},
+             "objective": {"weights": {"clean.ndcg@5": 1.0}}, "name": "s"}  # fmt: skip
+    for content in (SWEEP, least, changed(conditions={"noise_ratio": [0.0, 0.2], "kl_T": [1, 2, 4]})):
+        sweep = read_sweep(content)
+        assert read_sweep(file_of(json.loads(json.dumps(dataclasses.asdict(sweep))))) == sweep
+    assert set(file_of(dataclasses.asdict(read_sweep(least)))) == {*least, "seed"}
 
 
 def test_nested() -> None:
@@ -241,6 +251,7 @@ def test_the_sweeps_that_we_ship(name: str, tmp_path: Path) -> None:
     assert sweep.name == name and epochs == {"ATJT": 16, "TCE": 40, "RCE": 40, "RGCF": 30}.get(name, 25)
     assert not sweep.attacks or all(targets["target_seed"] >= 200 for targets in sweep.target_sets)
     assert sweep.seed >= 100
+    assert read_sweep(file_of(json.loads(json.dumps(dataclasses.asdict(sweep))))) == sweep
     assert json.dumps(sweep.points() if sweep.method != "tpe" else sweep.corners())
     lines = (properties_dir() / "sweep" / f"{name}.yaml").read_text().splitlines()
     named = ("name:", "model:", "dataset:", "space:", "search:", "scheduler:", "  - ")

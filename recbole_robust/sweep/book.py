@@ -7,6 +7,8 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from recbole_robust.sweep.page import TRIALS_FILE, judged_as_whole, shown, write
 from recbole_robust.types import UserError
 
 SCHEMA_VERSION = 2
+SEARCHERS = ("ray", "optuna")  # what is tried, and when it is stopped, may depend on them
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ class TrialBook:
             "epochs": self.epochs,
             "data": self.data(),
             "code": CODE,
-            "versions": versions(),
+            "versions": {**versions(), **{name: metadata.version(name) for name in SEARCHERS if find_spec(name)}},
         }
         write_text(
             self.folder / TRIALS_FILE, json.dumps({**told, "trials": list(self._trials.values())}, indent=1) + "\n"

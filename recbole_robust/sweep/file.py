@@ -248,6 +248,30 @@ def read_sweep(content: Mapping[str, Any]) -> Sweep:
     return sweep
 
 
+def file_of(told: Mapping[str, Any]) -> Values:
+    """The content of a file that :func:`read_sweep` reads as this sweep, which is given as its fields.
+
+    Left out is what a file may leave out.
+    """
+    search = {"method": told["method"], "trials": told["n_trials"], "seed": told["search_seed"]}
+    scheduler = {"method": told["scheduler"], "grace": told["grace"], "reduction": told["reduction"]}
+    axes: Values = {}
+    for condition in told["conditions"]:
+        for key, value in condition.items():
+            axes[key] = [*axes.get(key, []), *([] if value in axes.get(key, []) else [value])]
+    parts = {
+        **{key: told[key] for key in ("name", "model", "dataset", "config", "attacks")},
+        "target_sets": [keys for keys in told["target_sets"] if keys],
+        "seed": told["seed"],
+        "conditions": axes,
+        "space": {key: {kind: list(entries)} for key, (kind, entries) in told["space"].items()},
+        "search": {key: value for key, value in search.items() if value is not None},
+        "scheduler": scheduler if told["scheduler"] != "none" else {},
+        "objective": {key: value for key, value in told["objective"].items() if value not in (None, {})},
+    }
+    return {key: value for key, value in parts.items() if value not in ([], {})}
+
+
 def _check_method(sweep: Sweep, search: Mapping[str, Any]) -> None:
     kinds = {key: kind for key, (kind, _) in sweep.space.items()}
     if sweep.method == "grid" and (other := [key for key, kind in kinds.items() if kind != "grid"]):

@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from tabulate import tabulate
 
 from recbole_robust.report import write_text
 from recbole_robust.report.svg import Curve, Dot, Panel, Series, axis_of, chart, dot_rows
-from recbole_robust.sweep.file import WORST, Objective
+from recbole_robust.sweep.file import WORST, Objective, file_of
 from recbole_robust.types import UserError
 
 Trial = dict[str, Any]
@@ -61,7 +62,18 @@ def rendered(content: Mapping[str, Any], stem: str = "report") -> tuple[str, dic
         lines += ["", _table(trials, list(sweep["space"]), goal)]
         errors = dict.fromkeys(trial["error"] for trial in trials if "error" in trial)
         lines += ["", *(f"- {error}" for error in errors)] if errors else []
+    lines += ["", *_made_by(content)]
     return "\n".join(lines) + "\n", pictures
+
+
+def _made_by(content: Mapping[str, Any]) -> list[str]:
+    """The file of the sweep, the command that runs it, and what it ran on."""
+    versions = ", ".join(f"{package} {version}" for package, version in content.get("versions", {}).items())
+    code = f", code {content['code']}" if "code" in content else ""
+    text = yaml.safe_dump(file_of(content["sweep"]), sort_keys=False, allow_unicode=True, default_flow_style=None)
+    name = content["sweep"]["name"]
+    return ["## The sweep", "", f"`recbole-robust sweep {name}.yaml`, with this as `{name}.yaml`:", "", "```yaml",
+            *text.splitlines(), "```", "", *([f"Made with {versions}{code}."] if versions else [])]  # fmt: skip
 
 
 def shown(value: Any) -> str:
