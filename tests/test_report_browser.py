@@ -81,11 +81,31 @@ def test_committed_results(tmp_path: Path) -> None:
     """Their pages are drawn, and what the browser shows in the tables are the means of the JSON files."""
     folder = RESULTS / "attacks_ml-1m"
     document = check(write_report(folder, tmp_path / "report.html"), tmp_path / "profile")
-    lifts: dict[str, list[float]] = {}
-    for path in folder.glob("ml_1m-*.json"):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        lifts.setdefault(result["cell"]["attack"], []).append(100 * result["lift"]["targethr@50"])
-    (attacks, _, row), *_ = Reader(document).tables  # all target sets; clean, then attacked and lift of each attack
-    shown = dict(zip(attacks[2:-1], (text.split()[0] for text in row[3:-1:2]), strict=True))
-    assert shown == {attack: f"{statistics.mean(values):+.1f}" for attack, values in lifts.items()}
-    assert len(shown) == 6
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("ml_1m-*.json")]
+    metrics = ("hit@50", "ndcg@50", "tailhit@50", "itemcoverage@50")
+    n_checked = 0
+
+    def check_mean(shown: str, target_set: str | None, attack: str, part: str, metric: str) -> None:
+        nonlocal n_checked
+        values = [100 * one[part][metric] for one in results if target_set in (None, one["cell"]["target_set"])
+                  and (part == "clean" or one["cell"]["attack"] == attack)]  # fmt: skip
+        number = shown.split()[0]
+        half_a_digit = 0.5 * 10 ** -len(number.partition(".")[2])
+        assert float(number) == pytest.approx(statistics.mean(values), abs=half_a_digit + 1e-9), (shown, attack, metric)
+        n_checked += 1
+
+    tables = Reader(document).tables
+    target_sets = (None, "apt_1", *(f"random_{i}" for i in range(5)))  # first all together
+    of_lifts = [table for table in tables if table[1:] and table[1][0] == "attacked"]
+    for target_set, (attacks, _, row) in zip(target_sets, of_lifts, strict=True):
+        check_mean(row[1], target_set, "", "clean", "targethr@50")
+        for attack, attacked, lift in zip(attacks[2:-1], row[2:-1:2], row[3:-1:2], strict=True):
+            check_mean(attacked, target_set, attack, "attacked", "targethr@50")
+            check_mean(lift, target_set, attack, "lift", "targethr@50")
+    of_accuracy = [table for table in tables if table[0][1:2] == ["data"]]
+    for target_set, (header, *rows) in zip(target_sets[1:], of_accuracy, strict=True):
+        assert header[2:-1] == [f"{metric}, %" for metric in metrics]
+        for _, data, *cells, _ in rows:
+            for metric, shown in zip(metrics, cells, strict=True):
+                check_mean(shown, target_set, data, "clean" if data == "clean" else "attacked", metric)
+    assert n_checked == 7 * (1 + 6 * 2) + 6 * (1 + 6) * 4

@@ -12,7 +12,7 @@ from report_cells import METRICS, cell, full_grid, write
 
 from recbole_robust.report import load_pages, write_report
 from recbole_robust.report.page import make_page
-from recbole_robust.report.pictures import attacks_picture, defenses_picture, pictures
+from recbole_robust.report.pictures import attacks_picture, curve_pictures, defenses_picture, pictures
 from recbole_robust.report.svg import Dot, Panel, Series, dot_rows
 from recbole_robust.types import UserError
 
@@ -65,11 +65,12 @@ def test_nothing_to_draw_is_refused(rows: list[str], panels: list[Panel]) -> Non
 def test_pictures_of_a_grid() -> None:
     page = make_page(full_grid(), title="T", metrics=METRICS, published="purifyaug_table1")
     found = pictures(page)
-    assert list(found) == ["attacks", "defenses"]
-    attacks, defenses = (picture for picture, _ in found.values())
+    assert list(found) == ["attacks", "defenses", "curve-1"]
+    attacks, defenses, curve = (picture for picture, _ in found.values())
     rows = ("clean", "Average", "Average, 1 %", "Random")
     assert len(circles(attacks, "5")) == len(rows) and all(f">{row}</text>" in attacks for row in rows)
     assert len(circles(defenses, "2.6")) == 3 and ">MF + AT</text>" in defenses  # three attacks, one defense
+    assert curve.count('r="5"') == 2 * 2 and all(f">{size} %</text>" in curve for size in (1, 3))
     assert pictures(page) == found
     assert defenses_picture(make_page([cell()], title="T"), "ml-100k") is None
     one = cell()
@@ -77,13 +78,28 @@ def test_pictures_of_a_grid() -> None:
     assert attacks_picture([make_page([one], title="T")]) is None
 
 
+def test_a_picture_of_the_lift_by_k() -> None:
+    """One panel a K, all on one scale that has the whole intervals."""
+    cells = [cell("MF", "Average", seed) for seed in range(2)]
+    for seed, one in enumerate(cells):
+        one["lift"] = {f"targethr@{k}": 0.002 * k + 0.1 * seed for k in (5, 50, 100)}
+    ((what, picture),) = curve_pictures(make_page(cells, title="T", metrics=METRICS), "ml-100k").items()
+    assert what == "Lift of targethr by K, Average"
+    assert re.findall(r'class="head" x="[\d.]+" y="24">([^<]+)', picture) == ["K = 5", "K = 50", "K = 100"]
+    starts = [float(x) for x in re.findall(r'class="head" x="([\d.]+)"', picture)]
+    marks = [float(x) for x in re.findall(r'cx="([\d.]+)"', picture)]
+    places = [mark - start for mark, start in zip(marks, starts, strict=True)]
+    assert places[1] - places[0] == pytest.approx(0.9 * (places[2] - places[1]), abs=0.3)  # 45 and 50 longer
+
+
 def test_report_with_pictures(tmp_path: Path) -> None:
     write(tmp_path / "in", full_grid())
     path = write_report(tmp_path / "in", tmp_path / "out" / "page.md", pictures=True)
     names = {one.name for one in path.parent.iterdir()}
-    assert names == {"page.md", "page-attacks.svg", "page-defenses.svg"}
+    shown = ["page-attacks.svg", "page-defenses.svg", "page-curve-1.svg"]
+    assert names == {"page.md", *shown}
     text = path.read_text()
-    assert re.findall(r"!\[.+\]\((.+)\)", text) == ["page-attacks.svg", "page-defenses.svg"]
+    assert re.findall(r"!\[.+\]\((.+)\)", text) == shown
     plain = write_report(tmp_path / "in", tmp_path / "plain" / "page.md").read_text()
     assert re.sub(r"!\[.+\]\(.+\)\n\n", "", text) == plain
     with pytest.raises(UserError, match="pictures: expected the format markdown"):
