@@ -267,12 +267,44 @@ def test_threads_are_divided(monkeypatch):
 # --- two machines -----------------------------------------------------------------------------------------------------
 
 
+def in_a_process(code: str, *arguments: str) -> None:
+    """Runs it where Ray is not connected yet, with the fake workers to import."""
+    start = f"import pathlib, sys\nsys.path.insert(0, {str(Path(fake_workers.__file__).parent)!r})\n"
+    command = [sys.executable, "-W", "ignore", "-c", start + code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_cluster_by_its_address(tmp_path):
+    """One worker a CPU where their number is not given; the cluster stays when the grid has ended."""
+    code = f"""
+import ray
+from ray.cluster_utils import Cluster
+import fake_workers
+from recbole_robust import benchmark
+cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": 2}})
+ray.cloudpickle.register_pickle_by_value(fake_workers)
+benchmark._Worker = fake_workers.FakeWorker
+for folder, workers in (("both", 0), ("one", 1)):
+    output_dir = pathlib.Path(sys.argv[1]) / folder
+    done = benchmark.run_grid(
+        {FAKE!r}, output_dir=output_dir, workers=workers, address=cluster.address, progress=False
+    )
+    assert (done.n_run, done.n_failed) == (12, 0) and not ray.is_initialized(), done
+    processes = {{line for path in (output_dir / "calls").iterdir() for line in path.read_text().split()}}
+    assert len(processes) == (workers or 2), processes
+"""
+    in_a_process(code, str(tmp_path))
+    for folder in ("both", "one"):
+        assert len(list((tmp_path / folder / "fake").glob("toy*.json"))) == 12
+
+
 @pytest.mark.slow
 def test_a_machine_that_goes_away_loses_no_cell(tmp_path):
     """Two nodes on one machine; the second is removed half way. In a process of its own, as Ray is one a process."""
     code = f"""
-import pathlib, sys, threading, time
-sys.path.insert(0, {str(Path(fake_workers.__file__).parent)!r})
+import threading, time
 import ray
 from ray.cluster_utils import Cluster
 import fake_workers
@@ -296,8 +328,5 @@ processes = {{line for path in calls.iterdir() for line in path.read_text().spli
 assert len(processes) == 2, processes
 assert sum(node["Alive"] for node in ray.nodes()) == 1
 """
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=900
-    )
-    assert done.returncode == 0, done.stderr
+    in_a_process(code, str(tmp_path))
     assert len(list((tmp_path / "fake").glob("toy*.json"))) == 12
