@@ -17,6 +17,20 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHONS[-1])
+def slow(session: nox.Session) -> None:
+    """What the README's test command leaves out: kills of grids and sweeps, two machines, all pages and pictures."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "-m", "slow", *session.posargs)
+
+
+@nox.session(python="3.12", venv_backend="uv")
+def current(session: nox.Session) -> None:
+    """Grids and sweeps on the Ray of today, the slow tests of them too; uv heeds the overrides in pyproject.toml."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "-m", "slow or not slow", "tests/test_ray_grid.py", "tests/test_sweep.py", *session.posargs)
+
+
+@nox.session(python=PYTHONS[-1])
 def lint(session: nox.Session) -> None:
     """ruff: rules and format."""
     session.install("ruff>=0.5")

@@ -247,7 +247,7 @@ def _grid_or_sweep(
 
 
 def _report(words: list[str], keys: dict[str, str], arguments: list[str]) -> None:
-    from recbole_robust.report import write_report
+    from recbole_robust.report import format_of, write_report
     from recbole_robust.types import UserError
 
     if len(words) != 1 or set(keys) - {"out", "format", "pictures"}:
@@ -260,8 +260,8 @@ def _report(words: list[str], keys: dict[str, str], arguments: list[str]) -> Non
     if os.path.isfile(os.path.join(words[0], "trials.json")):  # of a sweep
         from recbole_robust.sweep.page import write_page
 
-        if keys.get("format", "markdown") != "markdown":
-            raise UserError(f"format: expected markdown of the folder of a sweep, got {keys['format']!r}")
+        if (format := format_of(keys.get("format"), keys.get("out"))) != "markdown":
+            raise UserError(f"format: expected markdown of the folder of a sweep, got {format!r}")
         print(f"report: {write_page(words[0], keys.get('out'))}")
         return
     print(f"report: {write_report(words[0], keys.get('out'), keys.get('format'), pictures == 'true')}")

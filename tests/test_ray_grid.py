@@ -187,6 +187,45 @@ def test_killed_at_random_moments_every_cell_is_there_once(ray, fake, tmp_path, 
     assert all(n <= 1 + 2 * n_kills for n in n_calls(tmp_path / "killed").values())
 
 
+@pytest.mark.slow
+def test_trainings_killed_at_random_moments_end_as_in_one_process(tmp_path, data_path):
+    """Real attacks and trainings: what a kill leaves of cards, clean trainings and results is whole, or made again."""
+    grid = {
+        "name": "real",
+        "datasets": ["toy"],
+        "attacks": ["Average", "AUSH"],
+        "methods": ["MF", {"model": "PurifyAugMF"}],
+        "seeds": [0, 1],
+        "config": {"protocol": "apt", "topk": [5], "epochs": 6, "use_gpu": False, "data_path": str(data_path)},
+    }
+    path, folder = tmp_path / "grid.yaml", tmp_path / "killed"
+    path.write_text(yaml.safe_dump(grid))
+    code = "import sys; from recbole_robust.benchmark import run_grid; "
+    code += "run_grid(sys.argv[1], output_dir=sys.argv[2], workers=2, progress=False)"
+    rng = random.Random(0)
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, str(path), str(folder)])
+
+    def n_made() -> int:
+        return sum(len(list((folder / name).glob("*"))) for name in ("cards", "clean", "real"))
+
+    for _ in range(3):
+        driver, wanted, until = start(), n_made() + rng.randint(1, 3), time.monotonic() + 300
+        while time.monotonic() < until and driver.poll() is None and n_made() < wanted:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5))
+        driver.kill()
+        driver.wait()
+    assert start().wait(timeout=900) == 0
+    alone = run_grid(path, output_dir=tmp_path / "alone", progress=False)
+    killed, expected = results(folder / "real"), results(alone.folder)
+    for found in (killed, expected):
+        for result in found.values():
+            result.pop("threads", None)
+    assert killed == expected and len([name for name in killed if name.startswith("toy")]) == 8
+
+
 def test_two_processes_make_a_thing_once(tmp_path):
     """Who holds the lock and is killed lets go of it; the lock file is gone in the end."""
     thing = tmp_path / "folder" / "thing"

@@ -513,6 +513,10 @@ def test_a_sweep_has_a_page_with_pictures(content, tmp_path, capsys):
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert main(["report", str(tmp_path)]) == 0 and "report.md" in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    for wrong in ("--format=latex", f"--out={tmp_path / 'page.html'}"):
+        assert main(["report", str(tmp_path), wrong]) == 2
+        assert "format: expected markdown of the folder of a sweep" in capsys.readouterr().err
+    assert not (tmp_path / "page.html").exists()
     (tmp_path / "trials.json").write_text('{"sweep": {"objective": {"maximise": 3, "at": 1}}}')
     assert main(["report", str(tmp_path)]) == 2
     assert "trials.json: expected the trials of a sweep, got TypeError" in capsys.readouterr().err

@@ -66,6 +66,11 @@ def render_markdown(results: Sequence[Mapping[str, Any]], **options: Any) -> str
     return markdown(make_page(results, **options))
 
 
+def format_of(format: str | None, out: str | Path | None) -> str:
+    """The format that was asked for; where none was, what the suffix of ``out`` says, else ``markdown``."""
+    return format or next((name for name, suffix in FORMATS.items() if out and Path(out).suffix == suffix), "markdown")
+
+
 def write_report(
     folder: str | Path, out: str | Path | None = None, format: str | None = None, pictures: bool = False
 ) -> Path:
@@ -78,13 +83,13 @@ def write_report(
         folder: searched with everything below it.
         out: the file to write; where None, ``report.md``, ``report.tex`` or ``report.html`` in the folder.
         format: ``markdown``, ``latex`` or ``html``; where None, what the suffix of ``out`` says, else Markdown.
-        pictures: Markdown only: draw ``<name of the page>-attacks.svg`` and ``-defenses.svg`` beside it, and show them.
+        pictures: Markdown only: draw ``<name of the page>-attacks.svg``, ``-defenses.svg`` and curves beside it, and
+            show them.
 
     Raises:
         UserError: no results, an unreadable file, an unknown format, or ``pictures`` with another than Markdown.
     """
-    if format is None:
-        format = next((name for name, suffix in FORMATS.items() if out and Path(out).suffix == suffix), "markdown")
+    format = format_of(format, out)
     if format not in FORMATS:
         raise UserError(f"format: expected {', '.join(FORMATS)}, got {format!r}")
     if pictures and format != "markdown":
