@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -126,10 +127,20 @@ def test_no_share_of_a_lift_that_the_seeds_do_not_agree_on() -> None:
     (one,) = compare.shares(entries, METRIC, ["hit@50"], compare.Undefended(), {})
     assert one.told == {"A": pytest.approx(0.5)} and list(one.removed) == ["A", "B"]
     table = compare.defense_table("t", entries, METRIC, ["hit@50"], compare.Undefended(), order={})
-    assert "No share of a lift that could be 0" in table.notes[0]
+    assert "No share of a lift or an accuracy that could be 0" in table.notes[0]
     alone = [entry for entry in entries if entry.attack == "B"]  # what it keeps of the accuracy is told all the same
     (row,) = compare.defense_table("t", alone, METRIC, ["hit@50"], compare.Undefended(), order={}).rows
     assert row[1] == compare.NO_SHARE and row[2].numbers[0] == "100.0"  # type: ignore[union-attr]
+
+
+def test_no_share_of_an_accuracy_that_is_hardly_there() -> None:
+    entries = make_entries([*lifts("MF", "A", [0.3] * 5), *lifts("X", "A", [0.1] * 5)])
+    hits = {("MF", 1): 0.001, ("X", 0): 0.01, ("X", 1): 0.02}
+    entries = [replace(e, clean={**e.clean, "tailhit@50": hits.get((e.method, e.seed), 0.0)}) for e in entries]
+    table = compare.defense_table("t", entries, METRIC, ["hit@50", "tailhit@50"], compare.Undefended(), order={})
+    ((_, removed, hit, tail, _),) = table.rows
+    assert removed.numbers[0] == "66.7" and hit.numbers[0] == "100.0"  # type: ignore[union-attr]
+    assert tail == compare.NO_SHARE and "an accuracy that could be 0" in table.notes[0]
 
 
 def test_target_sets_that_differ_hide_no_share() -> None:

@@ -83,8 +83,8 @@ def shares(
     """The shares of every method but the undefended ones that is measured under an attack that judges defenses.
 
     Both are ratios of means over the units that method and undefended model share. Attacks too weak or too strong to
-    judge a defense by (:func:`gates`) are left out, and no share is told of a lift that the seeds do not agree on
-    (:func:`share_of_shown`).
+    judge a defense by (:func:`gates`) are left out, and no share is told of a lift or an accuracy that the seeds do
+    not agree on (:func:`share_of_shown`).
     """
     found = []
     for method, model, judged in _judged(entries, metric, undefended, order):
@@ -97,7 +97,7 @@ def shares(
                 lifts[attack] = math.fsum(plain[key] for key in gone) / len(gone)
         for name in accuracy:
             plain, own = (values_of(some, "clean", name) for some in (plain_entries, own_entries))
-            kept[name] = share_of(plain, own)
+            kept[name] = share_of_shown(plain, own)
         if removed:
             found.append(Shares(method, removed, kept, lifts))
     return found
@@ -115,9 +115,10 @@ def defense_table(
         removed = [one.removed.get(attack, NO_SHARE) for attack in judged]
         cells = [*removed, *one.kept.values()]
         table.rows.append([one.method, *cells, counts(cells)])
-    if any(len(one.told) < len(one.removed) for one in found):
+    if any(len(one.told) < len(one.removed) or NO_SHARE in one.kept.values() for one in found):
         table.notes.append(
-            "No share of a lift that could be 0 by Student's interval over the means of the seeds: it could be any."
+            "No share of a lift or an accuracy that could be 0 by Student's interval over the means of the seeds: it "
+            "could be any."
         )
     return table
 
