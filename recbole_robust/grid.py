@@ -140,15 +140,17 @@ def given_or_shipped(kind: str, source: str | Path, command: str, what: str) -> 
     """A YAML file: the path of one, or the name of one under ``properties/<kind>``.
 
     Raises:
-        UserError: there is neither; ``command`` and ``what`` are how it tells what it expected.
+        UserError: there is neither; ``command`` and ``what`` are how it tells what it expected, and which names begin so.
     """
     path = Path(source)
     if path.is_file():
         return path
-    shipped = properties_dir() / kind / f"{path.name.removesuffix('.yaml')}.yaml"
+    name = path.name.removesuffix(".yaml")
+    shipped = properties_dir() / kind / f"{name}.yaml"
     if not shipped.is_file():
-        known = ", ".join(sorted(file.stem for file in shipped.parent.glob("*.yaml"))) or "none"
-        raise UserError(f"{command}: expected {what} or one of {known}, got {str(source)!r}")
+        names = sorted(file.stem for file in shipped.parent.glob("*.yaml"))
+        near = [one for one in names if one.startswith(name)] or names
+        raise UserError(f"{command}: expected {what} or one of {', '.join(near) or 'none'}, got {str(source)!r}")
     return shipped
 
 

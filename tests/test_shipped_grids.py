@@ -11,6 +11,7 @@ from recbole_robust.benchmark import run_grid
 from recbole_robust.config import Config
 from recbole_robust.grid import expand, load_grid
 from recbole_robust.properties_path import properties_dir
+from recbole_robust.types import UserError
 
 
 @pytest.mark.parametrize("path", sorted((properties_dir() / "benchmark").glob("*.yaml")), ids=lambda path: path.stem)
@@ -38,6 +39,16 @@ def test_the_grids_that_we_ship_name_what_there_is(tmp_path):
 
 def keys_of(*names: str) -> set[str]:
     return {json.dumps(cell.keys, sort_keys=True) for name in names for cell in expand(load_grid(name))}
+
+
+def test_a_name_that_several_grids_begin_with_names_those() -> None:
+    tables = (
+        "purifyaug_table1_budgets, purifyaug_table1_budgets_ml-1m, purifyaug_table1_ml-100k, purifyaug_table1_ml-1m"
+    )
+    with pytest.raises(UserError, match=f"one of {tables}, purifyaug_table1_yelp-hin, got 'purifyaug_table1'"):
+        load_grid("purifyaug_table1")
+    with pytest.raises(UserError, match="one of apt_ml-100k, .*, transfer_ml-100k, got 'no'"):
+        load_grid("no")
 
 
 @pytest.mark.parametrize(
