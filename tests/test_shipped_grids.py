@@ -42,12 +42,10 @@ def keys_of(*names: str) -> set[str]:
 
 
 def test_a_name_that_several_grids_begin_with_names_those() -> None:
-    tables = (
-        "purifyaug_table1_budgets, purifyaug_table1_budgets_ml-1m, purifyaug_table1_ml-100k, purifyaug_table1_ml-1m"
-    )
-    with pytest.raises(UserError, match=f"one of {tables}, purifyaug_table1_yelp-hin, got 'purifyaug_table1'"):
+    tables = [f"purifyaug_table1_{name}" for name in ("budgets", "budgets_ml-1m", "ml-100k", "ml-1m", "yelp-hin")]
+    with pytest.raises(UserError, match=f"one of {', '.join(tables)}, got 'purifyaug_table1'"):
         load_grid("purifyaug_table1")
-    with pytest.raises(UserError, match="one of apt_ml-100k, .*, transfer_ml-100k, got 'no'"):
+    with pytest.raises(UserError, match=r"one of apt_ml-100k, .*, transfer_ml-100k, got 'no'"):
         load_grid("no")
 
 
