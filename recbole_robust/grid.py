@@ -140,8 +140,8 @@ def given_or_shipped(kind: str, source: str | Path, command: str, what: str) -> 
     """A YAML file: the path of one, or the name of one under ``properties/<kind>``.
 
     Raises:
-        UserError: there is neither; ``command`` and ``what`` are how it tells what it expected, by the
-            names that begin so if there are any.
+        UserError: there is neither; ``command`` and ``what`` are how it tells what it expected, with the names
+            that begin so if there are any.
     """
     path = Path(source)
     if path.is_file():

@@ -83,13 +83,24 @@ def test_a_picture_of_the_lift_by_k() -> None:
     cells = [cell("MF", "Average", seed) for seed in range(2)]
     for seed, one in enumerate(cells):
         one["lift"] = {f"targethr@{k}": 0.002 * k + 0.1 * seed for k in (5, 50, 100)}
-    ((what, picture),) = curve_pictures(make_page(cells, title="T", metrics=METRICS), "ml-100k").items()
+    ((what, picture),) = curve_pictures(make_page(cells, title="T", metrics=METRICS), "ml-100k")
     assert what == "Lift of targethr by K, Average"
     assert re.findall(r'class="head" x="[\d.]+" y="24">([^<]+)', picture) == ["K = 5", "K = 50", "K = 100"]
     starts = [float(x) for x in re.findall(r'class="head" x="([\d.]+)"', picture)]
     marks = [float(x) for x in re.findall(r'cx="([\d.]+)"', picture)]
     places = [mark - start for mark, start in zip(marks, starts, strict=True)]
     assert places[1] - places[0] == pytest.approx(0.9 * (places[2] - places[1]), abs=0.3)  # 45 and 50 longer
+
+
+def test_two_curves_of_one_attack_are_two_pictures() -> None:
+    """At other settings, all else equal; and two sizes that look alike are two panels."""
+    cells = []
+    for n_fillers in (20, 70):
+        for n_fakes in (301, 302):
+            more = {"poison": {"n_fake_users": n_fakes}, "n_genuine": 10_000, "config": {"n_fillers": n_fillers}}
+            cells.append({**cell("MF", f"Average, {n_fillers}, {n_fakes}", 0), **more})
+    found = curve_pictures(make_page(cells, title="T", metrics=METRICS), "ml-100k")
+    assert len(found) == 2 and all(picture.count(">3 %</text>") == 2 for _, picture in found)
 
 
 def test_report_with_pictures(tmp_path: Path) -> None:

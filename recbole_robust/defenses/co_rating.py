@@ -25,8 +25,8 @@ class CoRating(Threshold):
     over the items that u and v both gave the top rating, l_u the length of u. The threshold looks at its square root,
     which is nearly symmetrical over genuine users (the logarithm is skewed to the left). ``length_power`` 1/2 asks too
     little of long profiles: over MovieLens users the mean grows like n_u^0.9, n_u top ratings. Where profiles are long
-    themselves (164 fillers on MovieLens-1M) 3/4 asks too much: it misses half of the fakes
-    and more.
+    themselves (164 fillers on MovieLens-1M) 3/4 asks too much: it misses half of
+    the fakes and more.
 
     It is weak where each fake rates a target of its own (``target_mode: split``), where the fakes are so many that
     their targets are no longer rare, and on data without ratings; it is blind where targets are rated lowest

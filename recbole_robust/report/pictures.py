@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from recbole_robust.report import budget, cutoffs
 from recbole_robust.report.compare import shares
@@ -67,53 +68,51 @@ def defenses_picture(page: Page, dataset: str) -> str | None:
     return dot_rows(title, [one.method for one in found], panels)
 
 
-def curve_pictures(page: Page, dataset: str) -> dict[str, str]:
-    """What each shows to the picture: the lift on every method by the size of an attack, and by K; a panel a point."""
+def curve_pictures(page: Page, dataset: str) -> list[tuple[str, str]]:
+    """The lift on every method by the size of an attack, and by K: what is shown, and the picture, a panel a point."""
     section = page.judging(dataset)
     metric = section.metric
     if metric is None:
-        return {}
+        return []
     methods = labels(section.entries, "method", page.order)
-    curves: dict[str, dict[str, dict[str, Measured]]] = {}
+    found: list[tuple[str, Mapping[str, Mapping[Any, Measured]], Sequence[tuple[str, Any]]]] = []
     for curve in budget.curves(section.entries, page.order):
-        lifts = {method: budget.points(section.entries, curve, method, metric) for method in methods}
-        curves[f"Lift of {metric} by the number of fakes, {curve.name}"] = {
-            f"{100 * size:.2g} %": {method: lift[size] for method, lift in lifts.items() if size in lift}
-            for size in curve.sizes
-        }
+        by_size = {method: budget.points(section.entries, curve, method, metric) for method in methods}
+        sizes = [(f"{100 * size:.2g} %", size) for size in curve.sizes]
+        found.append((f"Lift of {metric} by the number of fakes, {curve.name}", by_size, sizes))
     ks = cutoffs.cutoffs(section.entries, metric)
     for attack in labels(section.entries, "attack", page.order) if ks else ():
         by_k = {method: cutoffs.points(section.entries, attack, method, metric) for method in methods}
-        curves[f"Lift of {metric.partition('@')[0]} by K, {attack}"] = {
-            f"K = {k}": {method: lift[k] for method, lift in by_k.items() if k in lift} for k in ks
-        }
-    return {what: _curve_picture(what, methods, points, is_percent(metric)) for what, points in curves.items()}
+        lengths = [(f"K = {k}", k) for k in ks]
+        found.append((f"Lift of {metric.partition('@')[0]} by K, {attack}", by_k, lengths))
+    scale = 100 if is_percent(metric) else 1
+    return [(what, _curve_picture(what, lifts, places, scale)) for what, lifts, places in found]
 
 
 def _curve_picture(
-    what: str, methods: Sequence[str], points: Mapping[str, Mapping[str, Measured]], percent: bool
+    what: str, lifts: Mapping[str, Mapping[Any, Measured]], places: Sequence[tuple[str, Any]], scale: float
 ) -> str:
     """One row a method and one panel a point of the curve, all on one scale, with intervals."""
-    dots = {
-        point: {method: _dots(LIFT, cell, 100 if percent else 1) for method, cell in cells.items()}
-        for point, cells in points.items()
-    }
-    all_of_them = [dot for some in dots.values() for found in some.values() for dot in found]
-    ends = [end for dot in all_of_them for end in (dot.low, dot.value, dot.high) if not math.isnan(end)]
+    dots = [
+        (title, {method: _dots(LIFT, points[place], scale) for method, points in lifts.items() if place in points})
+        for title, place in places
+    ]
+    marks = [dot for _, some in dots for found in some.values() for dot in found]
+    ends = [end for dot in marks for end in (dot.low, dot.value, dot.high) if not math.isnan(end)]
     axis = axis_of("", [0.0, *ends])
     ticks = axis.ticks[:: max(1, len(axis.ticks) // 2)]
-    panels = [Panel(point, axis.low, axis.high, ticks, some, line=0) for point, some in dots.items() if some]
-    return dot_rows(what, [method for method in methods if any(method in some for some in dots.values())], panels)
+    panels = [Panel(title, axis.low, axis.high, ticks, some, line=0) for title, some in dots if some]
+    return dot_rows(what, [method for method, points in lifts.items() if points], panels)
 
 
 def pictures(page: Page) -> dict[str, tuple[str, str]]:
     """The pictures of a page: a name to the SVG and to what it shows."""
     found = {"attacks": (attacks_picture([page]), f"What the attacks do to {page.undefended.default}")}
     for dataset in page.datasets:
-        name = "defenses" if len(page.datasets) == 1 else f"defenses-{dataset}"
-        found[name] = (defenses_picture(page, dataset), f"What the defenses remove and keep, {dataset}")
-        for i, (what, picture) in enumerate(curve_pictures(page, dataset).items(), 1):
-            found[name.replace("defenses", f"curve-{i}", 1)] = (picture, f"{what}, {dataset}")
+        end = "" if len(page.datasets) == 1 else f"-{dataset}"
+        found[f"defenses{end}"] = (defenses_picture(page, dataset), f"What the defenses remove and keep, {dataset}")
+        for i, (what, picture) in enumerate(curve_pictures(page, dataset), 1):
+            found[f"curve-{i}{end}"] = (picture, f"{what}, {dataset}")
     return {name: (picture, text) for name, (picture, text) in found.items() if picture is not None}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -135,7 +136,7 @@ class TrialBook:
         return max(whole, key=lambda trial: trial["score"], default=None)
 
     def _write(self) -> None:
-        from recbole_robust.results import CODE, versions  # as above
+        from recbole_robust.results import CODE  # as above
 
         told = {
             "schema_version": SCHEMA_VERSION,
@@ -143,7 +144,7 @@ class TrialBook:
             "epochs": self.epochs,
             "data": self.data(),
             "code": CODE,
-            "versions": {**versions(), **{name: metadata.version(name) for name in SEARCHERS if find_spec(name)}},
+            "versions": _versions(),
         }
         write_text(
             self.folder / TRIALS_FILE, json.dumps({**told, "trials": list(self._trials.values())}, indent=1) + "\n"
@@ -161,6 +162,13 @@ class TrialBook:
         report = write_page(self.folder)
         n_failed = sum(trial["status"] == "failed" for trial in self._trials.values())
         return SweepRun(self.folder / TRIALS_FILE, report, files, self._n_run, self._n_earlier, n_failed)
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    from recbole_robust.results import versions  # as above
+
+    return {**versions(), **{name: metadata.version(name) for name in SEARCHERS if find_spec(name)}}
 
 
 def _number(value: Any) -> float | None:

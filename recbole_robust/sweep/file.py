@@ -255,15 +255,15 @@ def file_of(told: Mapping[str, Any]) -> Values:
     """
     search = {"method": told["method"], "trials": told["n_trials"], "seed": told["search_seed"]}
     scheduler = {"method": told["scheduler"], "grace": told["grace"], "reduction": told["reduction"]}
-    axes: Values = {}
+    axes: dict[str, Values] = {}  # the values of each key of the conditions, once each
     for condition in told["conditions"]:
         for key, value in condition.items():
-            axes[key] = [*axes.get(key, []), *([] if value in axes.get(key, []) else [value])]
+            axes.setdefault(key, {})[key_of({key: value})] = value
     parts = {
         **{key: told[key] for key in ("name", "model", "dataset", "config", "attacks")},
         "target_sets": [keys for keys in told["target_sets"] if keys],
         "seed": told["seed"],
-        "conditions": axes,
+        "conditions": {key: list(values.values()) for key, values in axes.items()},
         "space": {key: {kind: list(entries)} for key, (kind, entries) in told["space"].items()},
         "search": {key: value for key, value in search.items() if value is not None},
         "scheduler": scheduler if told["scheduler"] != "none" else {},
